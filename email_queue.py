@@ -1,0 +1,392 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+
+import datetime as dt
+from contextlib import contextmanager
+
+from sql import Column
+from sql.functions import CurrentTimestamp
+
+from trytond.i18n import gettext
+from trytond.model import Index, ModelSQL, ModelStorage, ModelView, fields
+from trytond.model.exceptions import AccessError
+from trytond.pool import Pool
+from trytond.pyson import Eval
+from trytond.tools import slugify
+from trytond.transaction import Transaction, without_check_access
+from trytond.url import HOSTNAME
+
+from . import message, sender, smtp
+from .exceptions import EmailQueueError
+from .store import forget
+
+PRIORITIES = {
+    'urgent': '10',
+    'normal': '20',
+    'bulk': '30',
+    }
+# What an error quotes of a value at most
+VALUE_LENGTH = 200
+
+
+class EmailQueue(ModelSQL, ModelView):
+    __name__ = 'email.queue'
+    _rec_name = 'subject'
+
+    from_addr = fields.Char(
+        "From", required=True, readonly=True,
+        help="The sender of the envelope. "
+        "Notices of non-delivery are sent to it.")
+    to_addrs = fields.Char(
+        "To", required=True, readonly=True,
+        help="The recipients of the envelope, separated by commas.")
+    msg = fields.Binary(
+        "Message", filename='filename', readonly=True,
+        help="The message exactly as it is sent.")
+    filename = fields.Function(fields.Char("File Name"), 'get_filename')
+    size = fields.Integer(
+        "Size", required=True, readonly=True,
+        help="The number of bytes of the message.")
+    mail_options = fields.Char(
+        "Mail Options", readonly=True,
+        help="The ESMTP options of the sender, separated by spaces.")
+    rcpt_options = fields.Char(
+        "Recipient Options", readonly=True,
+        help="The ESMTP options of each recipient, separated by spaces.")
+    subject = fields.Char("Subject", readonly=True)
+    message_id = fields.Char("Message-ID", readonly=True)
+    resource = fields.Reference(
+        "Record", selection='get_resources', readonly=True,
+        help="The record that the email is about.")
+    priority = fields.Selection([
+            (PRIORITIES['urgent'], "Urgent"),
+            (PRIORITIES['normal'], "Normal"),
+            (PRIORITIES['bulk'], "Bulk"),
+            ], "Priority", sort=False, required=True, readonly=True)
+    scheduled_at = fields.Timestamp(
+        "Due at", required=True, readonly=True,
+        help="The email is not sent before.")
+    expires_at = fields.Timestamp(
+        "Expires at", readonly=True,
+        help="The email is not sent after.")
+    accepted = fields.Text(
+        "Accepted", readonly=True,
+        help="The recipients that the server has accepted.")
+    refused = fields.Text(
+        "Refused", readonly=True,
+        help="The recipients that the server has refused for good, "
+        "each with its answer.")
+    attempts = fields.Integer(
+        "Attempts", required=True, readonly=True,
+        help="How often the server has decided on the email.")
+    first_attempt = fields.Timestamp("First Attempt", readonly=True)
+    uncertain = fields.Boolean(
+        "Uncertain", readonly=True,
+        help="An attempt broke after the message was transmitted: "
+        "it may have arrived.")
+    crashes = fields.Integer(
+        "Crashes", required=True, readonly=True,
+        help="How often the sender of the email has died.")
+    sender = fields.Integer("Sender", readonly=True)
+    sent_at = fields.Timestamp("Sent at", readonly=True)
+    error = fields.Text(
+        "Error", readonly=True,
+        help="The last answer of the server that was not good.")
+    state = fields.Selection([
+            ('outbox', "Outbox"),
+            ('sending', "Sending"),
+            ('sent', "Sent"),
+            ('failed', "Failed"),
+            ('cancelled', "Cancelled"),
+            ], "State", sort=False, required=True, readonly=True)
+
+    @classmethod
+    def __setup__(cls):
+        super().__setup__()
+        cls._order.insert(0, ('id', 'DESC'))
+
+        t = cls.__table__()
+        cls._sql_indexes.update({
+                # The order of sending
+                Index(
+                    t,
+                    (t.priority, Index.Range()),
+                    (t.scheduled_at, Index.Range()),
+                    (t.id, Index.Range()),
+                    where=t.state == 'outbox'),
+                Index(
+                    t, (t.sender, Index.Range()), where=t.state == 'sending'),
+                Index(t, (t.message_id, Index.Equality())),
+                Index(
+                    t, (t.resource, Index.Similarity(begin=True)),
+                    where=t.resource != ''),
+                Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
+                })
+
+        cls._buttons.update(
+            retry={
+                'invisible': ~Eval('state').in_(['failed', 'cancelled']),
+                'depends': ['state'],
+                },
+            cancel={
+                'invisible': Eval('state') != 'outbox',
+                'depends': ['state'],
+                },
+            )
+        # In 8.2 administrators pass every access right of the model
+        for name in ['create', 'write', 'copy', 'delete', 'import_data']:
+            cls.__rpc__.pop(name, None)
+
+    @classmethod
+    def default_priority(cls):
+        return PRIORITIES['normal']
+
+    @classmethod
+    def default_attempts(cls):
+        return 0
+
+    @classmethod
+    def default_crashes(cls):
+        return 0
+
+    @classmethod
+    def default_state(cls):
+        return 'outbox'
+
+    def get_filename(self, name):
+        name = slugify(self.subject or '') or str(self.id)
+        return f'{name}.eml'
+
+    def get_rec_name(self, name):
+        return self.subject or self.message_id or str(self.id)
+
+    @classmethod
+    def get_resources(cls):
+        pool = Pool()
+        Model = pool.get('ir.model')
+        Access = pool.get('ir.model.access')
+        models = Model.get_name_items((ModelStorage, ModelView))
+        if Transaction().check_access:
+            access = Access.get_access([m for m, _ in models])
+            models = [(m, n) for m, n in models if access[m]['read']]
+        return [(None, ""), *models]
+
+    @classmethod
+    def check_modification(cls, mode, emails, values=None, external=False):
+        super().check_modification(
+            mode, emails, values=values, external=external)
+        if external:
+            raise AccessError(gettext('email_queue.msg_modification'))
+
+    @classmethod
+    def queue_mail(
+            cls, from_addr, to_addrs, msg, mail_options=(), rcpt_options=(),
+            *, priority='normal', scheduled_at=None, expires_at=None,
+            resource=None):
+        """Queue an email in the current transaction.
+
+        The positional arguments are those of ``smtplib.SMTP.sendmail``.
+
+        :param from_addr: the sender's address, ``<>`` for the null sender.
+        :param to_addrs: an iterable of addresses, or one string that may hold
+            several.
+        :param msg: ``bytes``, an ASCII ``str`` or an
+            ``email.message.Message``.
+        :param mail_options: ESMTP options of MAIL, such as ``RET=HDRS``.
+        :param rcpt_options: ESMTP options of every RCPT, such as
+            ``NOTIFY=FAILURE``.
+        :param priority: ``urgent``, ``normal`` or ``bulk``.
+        :param scheduled_at: not before: a ``datetime`` (naive is UTC) or a
+            ``timedelta`` from now. None is now.
+        :param expires_at: not after, in the same way. None is never.
+        :param resource: the saved record that the email is about, or its
+            ``MODEL,ID``.
+        :return: a list with the one new record.
+        :raises EmailQueueError: one of the arguments cannot be queued. Nothing
+            is queued then and the transaction remains usable.
+        """
+        with _argument_errors():
+            values = cls._queue_values(
+                from_addr, to_addrs, msg, mail_options, rcpt_options,
+                priority=priority, scheduled_at=scheduled_at,
+                expires_at=expires_at, resource=resource)
+        with without_check_access():
+            return cls.create([values])
+
+    @classmethod
+    def queue_message(
+            cls, msg, from_addr=None, to_addrs=None, mail_options=(),
+            rcpt_options=(), **keywords):
+        """Queue an email whose envelope comes from its headers.
+
+        The positional arguments are those of
+        ``smtplib.SMTP.send_message``, the keywords those of
+        :meth:`queue_mail`.
+        """
+        with _argument_errors():
+            if from_addr is None:
+                from_addr = message.envelope_sender(msg)
+            if to_addrs is None:
+                to_addrs = message.envelope_recipients(msg)
+        return cls.queue_mail(
+            from_addr, to_addrs, msg, mail_options, rcpt_options, **keywords)
+
+    @classmethod
+    def _queue_values(
+            cls, from_addr, to_addrs, msg, mail_options, rcpt_options,
+            priority, scheduled_at, expires_at, resource):
+        from_addr = message.sender(from_addr)
+        to_addrs = message.recipients(to_addrs)
+        mail_options = message.options('mail_options', mail_options)
+        rcpt_options = message.options('rcpt_options', rcpt_options)
+        utf8 = not all(map(str.isascii, [from_addr, *to_addrs]))
+        data = message.prepare(msg, HOSTNAME, utf8=utf8)
+        subject, message_id = message.describe(data)
+        if priority not in PRIORITIES:
+            raise message.ArgumentError(
+                'priority', priority, 'msg_priority_invalid')
+        now = dt.datetime.now()
+        if scheduled_at is None:
+            scheduled_at = now
+        else:
+            scheduled_at = _instant('scheduled_at', scheduled_at, now)
+        if expires_at is not None:
+            expires_at = _instant('expires_at', expires_at, now)
+            if expires_at < scheduled_at:
+                raise message.ArgumentError(
+                    'expires_at', str(expires_at), 'msg_expires_too_early')
+        return {
+            'from_addr': from_addr,
+            'to_addrs': ', '.join(to_addrs),
+            'msg': data,
+            'size': len(data),
+            'mail_options': ' '.join(mail_options),
+            'rcpt_options': ' '.join(rcpt_options),
+            'subject': subject,
+            'message_id': message_id,
+            'resource': _reference(resource),
+            'priority': PRIORITIES[priority],
+            'scheduled_at': scheduled_at,
+            'expires_at': expires_at,
+            }
+
+    @classmethod
+    def send_all(cls):
+        """Send the emails that are due.
+
+        The scheduled job. Replace it to drain the queue in another way.
+
+        :raises EmailQueueError: the scheduled job only: the server is in
+            trouble. The emails stay in the queue.
+        """
+        sender.run(cls)
+
+    def send(self, smtp_server=None):
+        """Send this committed email now, whatever its due time.
+
+        :param smtp_server: the connected ``smtplib.SMTP`` to use. None opens
+            a session of the configured server.
+        :raises EmailQueueError: the email could not be claimed or was not
+            accepted by the server. What became of it is recorded before.
+        """
+        sender.send(self, smtp_server)
+
+    @classmethod
+    def verdict(cls, step, reply):
+        "Return whose fault the bad reply of a server is: see smtp.verdict"
+        return smtp.verdict(step, reply)
+
+    @classmethod
+    def finished(cls, emails):
+        """Called after the outcome of ``emails`` is recorded.
+
+        For subclasses to extend. It runs in the sender's own transaction, of
+        which each statement commits.
+        """
+
+    @classmethod
+    @ModelView.button
+    def retry(cls, emails):
+        cls._move(emails, {'failed', 'cancelled'}, {
+                'state': 'outbox',
+                'attempts': 0,
+                'crashes': 0,
+                'first_attempt': None,
+                'uncertain': False,
+                'scheduled_at': dt.datetime.now(),
+                'expires_at': None,
+                'refused': None,
+                'error': None,
+                })
+
+    @classmethod
+    @ModelView.button
+    def cancel(cls, emails):
+        cls._move(emails, {'outbox'}, {'state': 'cancelled'})
+
+    @classmethod
+    def _move(cls, emails, states, values):
+        """Write ``values`` where the state is still in ``states``.
+
+        By SQL as a sender may claim the same row at the same moment.
+        """
+        transaction = Transaction()
+        cursor = transaction.connection.cursor()
+        t = cls.__table__()
+        values = {
+            **values,
+            'write_date': CurrentTimestamp(),
+            'write_uid': transaction.user,
+            }
+        for email in emails:
+            cursor.execute(*t.update(
+                    [Column(t, name) for name in values],
+                    list(values.values()),
+                    where=(t.id == email.id) & t.state.in_(list(states))))
+            if not cursor.rowcount:
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_changed', email=email.rec_name))
+        forget(transaction)
+
+
+@contextmanager
+def _argument_errors():
+    try:
+        yield
+    except message.ArgumentError as error:
+        value = error.value
+        if len(value) > VALUE_LENGTH:
+            value = f'{value[:VALUE_LENGTH]}…'
+        raise EmailQueueError(
+            gettext(f'email_queue.{error.reason}',
+                argument=error.argument, value=value)) from error
+
+
+def _instant(argument, value, now):
+    "Return the naive UTC of a datetime or of a timedelta from now"
+    try:
+        if isinstance(value, dt.timedelta):
+            return now + value
+        if isinstance(value, dt.datetime):
+            if value.tzinfo:
+                value = value.astimezone(dt.timezone.utc).replace(tzinfo=None)
+            return value
+    except OverflowError:
+        pass
+    raise message.ArgumentError(argument, value, 'msg_time_invalid')
+
+
+def _reference(resource):
+    if resource is None:
+        return None
+    reference = str(resource)
+    model, _, id_ = reference.partition(',')
+    try:
+        Pool().get(model)
+        saved = int(id_) >= 0
+    except (KeyError, ValueError):
+        saved = False
+    if not saved:
+        raise message.ArgumentError(
+            'resource', reference, 'msg_resource_invalid')
+    return reference

@@ -1,0 +1,246 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""When to try again and how fast: settings, outcomes, pace.
+
+Everything here is plain values and clocks: no database and no network.
+"""
+import dataclasses
+import datetime as dt
+import random
+import threading
+import time
+
+import trytond.config as config
+from trytond.i18n import gettext
+
+from . import message
+from .exceptions import EmailQueueError
+
+__all__ = [
+    'Pace', 'Patience', 'Settings', 'Suspects', 'Throttle', 'after',
+    'next_attempt']
+
+HELD_ROWS = 200
+RECORD_SECONDS = 0.02
+ALIKE = 10
+TROUBLE_DELAY = dt.timedelta(minutes=1)
+TROUBLE_SECONDS = 60
+UNCERTAIN_DELAY = dt.timedelta(minutes=15)
+RETRY_DELAY_MAX = dt.timedelta(hours=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    "The section ``email_queue`` of the configuration: see doc/configuration"
+    senders: int = 1
+    connections: int = 2
+    rate: float = 0
+    messages_per_connection: int = 100
+    recipients: int = 50
+    run_time: float = 50
+    timeout: int = 60
+    data_timeout: int = 600
+    uncertain: str = 'retry'
+    retry_delay: float = 60
+    give_up: float = 5
+    max_attempts: int = 0
+
+    @classmethod
+    def read(cls):
+        values = {}
+        for field in dataclasses.fields(cls):
+            text = config.get('email_queue', field.name)
+            if not text:
+                continue
+            try:
+                value = values[field.name] = field.type(text)
+            except ValueError:
+                value = None
+            if not cls._valid(field, value):
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_setting_invalid',
+                        argument=field.name, value=text))
+        return cls(**values)
+
+    @staticmethod
+    def _valid(field, value):
+        if value is None or field.type is str:
+            return value in {'retry', 'hold'}
+        smallest = 0 if not field.default else 1e-3
+        return smallest <= value < 1e9
+
+
+def after(row, outcome, now, settings, chance=random.random):
+    """Return ``row`` as it has to be recorded after ``outcome``.
+
+    :param outcome: the ``smtp.Outcome``, None where the row was not handed
+        over.
+    :param now: a naive datetime in UTC.
+    :param chance: a function that returns a number from 0 to 1.
+    """
+    row = row._replace(state='outbox')
+    if outcome is None:
+        if row.expired(now):
+            return row._replace(state='failed', error="expired")
+        return row
+    recipients = message.split_addresses(row.to_addrs)
+    row = row._replace(
+        accepted=_joined(row.accepted, outcome.accepted),
+        refused=_joined(
+            row.refused, (f'{a} {w}' for a, w in outcome.refused.items())))
+    if (outcome.accepted or outcome.refused or outcome.deferred
+            or outcome.uncertain):
+        row = row._replace(
+            attempts=row.attempts + 1,
+            first_attempt=row.first_attempt or now)
+    if not row.remaining:
+        if not row.refused:
+            return row._replace(
+                state='sent', accepted=None, sent_at=now, error=None)
+        words = row.refused
+        if row.accepted:
+            count = len(row.accepted.splitlines())
+            words = (f"delivered to {count} of {len(recipients)} recipients\n"
+                f"{words}")
+        elif len(recipients) == 1:
+            words = words[len(recipients[0]) + 1:]
+        return row._replace(state='failed', error=words)
+    if outcome.uncertain:
+        words = f"{outcome.uncertain}: the message may have arrived"
+        if row.uncertain or settings.uncertain == 'hold':
+            return row._replace(state='failed', uncertain=True, error=words)
+        return row._replace(
+            uncertain=True, scheduled_at=now + UNCERTAIN_DELAY, error=words)
+    if outcome.deferred:
+        words = '\n'.join(
+            f'{a} {w}' for a, w in outcome.deferred.items())
+        if len(recipients) == 1:
+            words, = outcome.deferred.values()
+        next_ = next_attempt(row, now, settings, chance)
+        if next_ is None:
+            return row._replace(state='failed', error=f"gave up: {words}")
+        return row._replace(scheduled_at=next_, error=words)
+    row = row._replace(error=outcome.trouble.words)
+    if not outcome.trouble.lasting:
+        row = row._replace(scheduled_at=now + TROUBLE_DELAY)
+    return row
+
+
+def next_attempt(row, now, settings, chance=random.random):
+    "Return when a row is due again after its attempts, None for never"
+    doublings = min(row.attempts - 1, 30)
+    delay = min(
+        dt.timedelta(seconds=settings.retry_delay) * 2 ** doublings,
+        RETRY_DELAY_MAX)
+    next_ = now + delay * (0.75 + chance() / 2)
+    if settings.max_attempts and row.attempts >= settings.max_attempts:
+        return None
+    if next_ > row.first_attempt + dt.timedelta(days=settings.give_up):
+        return None
+    if row.expired(next_):
+        return None
+    return next_
+
+
+def _joined(text, lines):
+    return '\n'.join([*(text or '').splitlines(), *lines]) or None
+
+
+class Suspects:
+    """Rows that were refused alike, one after another.
+
+    So many may each be at fault or all show that the server takes nothing
+    from us. Who knows better: the message that comes next.
+    """
+
+    def __init__(self):
+        self._refusal = None
+        self._held = []
+
+    def settle(self, row, outcome):
+        "Return the pairs of row and outcome that can be recorded now"
+        if outcome and outcome.refusal:
+            settled = []
+            if outcome.refusal != self._refusal:
+                settled = self.release()
+                self._refusal = outcome.refusal
+            self._held.append((row, outcome))
+            return settled
+        if outcome and outcome.accepted:
+            return [*self.release(), (row, outcome)]
+        return [(row, outcome)]
+
+    def release(self):
+        held, self._held, self._refusal = self._held, [], None
+        return held
+
+    @property
+    def count(self):
+        return len(self._held)
+
+    @property
+    def words(self):
+        _, outcome = self._held[0]
+        return next(iter({**outcome.refused, **outcome.deferred}.values()))
+
+
+class Patience:
+    "How a sender waits for a server in trouble: 1, 2, 4 … seconds"
+
+    def __init__(self):
+        self.until = self._delay = 0
+        self._since = None
+
+    def troubled(self, now):
+        if now < self.until:
+            # Of a session that was at it when the pause began
+            return
+        self._since = self._since or now
+        self._delay = self._delay * 2 or 1
+        self.until = now + self._delay
+
+    def relieved(self):
+        self.until = self._delay = 0
+        self._since = None
+
+    def exhausted(self, now):
+        return (self._since is not None
+            and max(now, self.until) - self._since > TROUBLE_SECONDS)
+
+
+class Pace:
+    "How many rows to hold: what is sent in about a second"
+
+    def __init__(self, connections):
+        self._connections = connections
+        self._started = time.monotonic()
+        self._finished = []
+
+    def finished(self, count):
+        self._finished.append((time.monotonic(), count))
+
+    def rows(self):
+        now = time.monotonic()
+        self._finished = [(t, n) for t, n in self._finished if t > now - 1]
+        seconds = max(min(now - self._started, 1), RECORD_SECONDS)
+        rate = sum(n for _, n in self._finished) / seconds
+        return int(min(
+                max(rate, self._connections), HELD_ROWS * self._connections))
+
+
+class Throttle:
+    """Whose turn is when, for an even rate.
+
+    The first waits, too, so that runs one after another keep the rate.
+    """
+
+    def __init__(self, per_minute):
+        self._seconds = 60 / per_minute if per_minute else 0
+        self._next = time.monotonic() + self._seconds
+        self._lock = threading.Lock()
+
+    def turn(self):
+        with self._lock:
+            turn = max(self._next, time.monotonic())
+            self._next = turn + self._seconds
+            return turn

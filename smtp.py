@@ -1,0 +1,604 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Talking SMTP: sessions, transactions and what a reply means.
+
+Knows no database and no pool. What becomes of a message is an
+:class:`Outcome`; nothing else leaves this file.
+"""
+import logging
+import re
+import smtplib
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import trytond.config as config
+from trytond.sendmail import get_smtp_server
+
+__all__ = [
+    'MESSAGE', 'RECIPIENT', 'SERVER', 'Client', 'Mail', 'Outcome', 'Reply',
+    'Trouble', 'alike', 'server_name', 'verdict']
+logger = logging.getLogger(__name__)
+
+MESSAGE, RECIPIENT, SERVER = 'message', 'recipient', 'server'
+
+# A batch of pipelined commands fits the smallest default send buffer, so that
+# writing it never waits for a server that waits for its replies to be read
+BATCH_SIZE = 8 * 1024
+SLICE_SIZE = 256 * 1024
+LINE_LENGTH = 8 * 1024
+REPLY_LINES = 100
+WORDS_LENGTH = 500
+# Connecting, TLS, EHLO and login together, in time-outs of one step
+OPENING_STEPS = 3
+QUIT_TIMEOUT = 5
+
+# The server wants another login or another transport (RFC 4954 6)
+LOGIN_CODES = {530, 534, 535, 538}
+# Service not available, too many connections, temporary login failure
+BUSY_CODES = {421, 432, 454}
+# Congestion, quota or a system that is full or closed (RFC 3463 3.4, 3.5)
+# and what Exchange Online says of a sender that it slows down
+BUSY_STATUSES = {
+    '4.3.1', '4.3.2', '4.4.5', '5.4.5', '4.7.500', '4.7.501', '4.7.502'}
+# What a server says of one mailbox, never of a sender or of all (RFC 3463)
+OWN_STATUSES = {
+    '5.1.1', '5.1.2', '5.1.3', '5.1.6', '5.1.10',
+    '4.2.1', '4.2.2', '5.2.1', '5.2.2'}
+TOO_MANY_RECIPIENTS = re.compile(r'[45]\.5\.3\b|too many recipients', re.I)
+
+_status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
+_codes = re.compile(r'(?:\d{3}\s+)?(?:\d\.\d{1,3}\.\d{1,3}\s+)?')
+_reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
+_control = re.compile(r'[\x00-\x1f\x7f]')
+
+
+class Mail(NamedTuple):
+    """A message with its envelope.
+
+    ``data`` are the bytes with CRLF at the end of every line, without the
+    final dot; options are tuples of ESMTP parameters.
+    """
+    from_addr: str
+    to_addrs: tuple
+    data: bytes
+    mail_options: tuple = ()
+    rcpt_options: tuple = ()
+
+
+class Reply(NamedTuple):
+    "What a server answered: its code and its words on one line"
+    code: int
+    text: str
+
+    @property
+    def good(self):
+        return 200 <= self.code <= 299
+
+    @property
+    def temporary(self):
+        return 400 <= self.code <= 499
+
+    @property
+    def status(self):
+        "The enhanced status code (RFC 3463), empty where there is none"
+        match = _status.match(self.text)
+        return match[1] if match else ''
+
+    def __str__(self):
+        return f'{self.code} {self.text}'.rstrip()
+
+
+class Trouble(NamedTuple):
+    "What keeps the server from taking any message, and whether it lasts"
+    words: str
+    lasting: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of a message.
+
+    ``refused`` for good and ``deferred`` for now map addresses to the server's
+    words. Recipients in none of the three are still to go: because of
+    ``trouble`` with the server, or as the connection broke after the final
+    dot (``uncertain`` has the words). ``refusal`` is equal for messages that
+    the server refused alike, None where it accepted a recipient.
+    """
+    accepted: list = field(default_factory=list)
+    refused: dict = field(default_factory=dict)
+    deferred: dict = field(default_factory=dict)
+    uncertain: str = ''
+    trouble: Trouble = None
+    refusal: tuple = None
+
+    def remaining(self, addresses):
+        "Return those of ``addresses`` that nothing is decided about"
+        decided = {*self.accepted, *self.refused, *self.deferred}
+        return [a for a in addresses if a not in decided]
+
+    def accept(self, addresses):
+        self.accepted.extend(addresses)
+        self.refusal = None
+
+    def refuse(self, addresses, step, words, reply=None):
+        self.refused.update((a, words) for a in addresses)
+        self._refused_at(step, words, reply)
+
+    def defer(self, addresses, step, words, reply=None):
+        self.deferred.update((a, words) for a in addresses)
+        self._refused_at(step, words, reply)
+
+    def _refused_at(self, step, words, reply):
+        if not (self.accepted or reply and reply.status in OWN_STATUSES):
+            self.refusal = step, alike(words)
+
+
+class _Lost(Exception):
+    """The connection is of no more use.
+
+    ``uncertain``: the message was transmitted and its answer is not known.
+    ``silent``: by a time-out or an answer that makes no sense.
+    """
+
+    def __init__(self, words, silent=False):
+        super().__init__(words)
+        self.words = words
+        self.silent = silent
+        self.uncertain = False
+
+
+def verdict(step, reply):
+    """Return whose fault a bad reply is: MESSAGE, RECIPIENT or SERVER.
+
+    :param step: ``mail``, ``rcpt``, ``data`` or ``dot``.
+    :param reply: the :class:`Reply` with a code of 4xx or 5xx.
+    """
+    if (reply.code in LOGIN_CODES | BUSY_CODES
+            or reply.status in BUSY_STATUSES
+            or (step == 'mail' and reply.temporary)):
+        return SERVER
+    return RECIPIENT if step == 'rcpt' else MESSAGE
+
+
+def alike(words):
+    "Return the words without what tells one occasion from another"
+    head = _codes.match(words)[0]
+    rest = re.sub(r'\S+@\S+|\S*\d\S*', '', words[len(head):])
+    return ' '.join([*head.split(), *rest.split()])
+
+
+def server_name(uri=None):
+    "Return host and port of the server, without credentials"
+    uri = config.parse_uri(uri or config.get('email', 'uri'))
+    return uri.netloc.rpartition('@')[2]
+
+
+class Client:
+    """The sessions with a server, one after another.
+
+    :param uri: as of ``get_smtp_server``, None for the configured one.
+    :param server: a connected ``smtplib.SMTP`` to use for the first session.
+    :param timeout: seconds for every step, where the URI gives none.
+    :param data_timeout: seconds for the answer to the final dot.
+    :param messages: of a session.
+    :param recipients: of an SMTP transaction.
+    :param verdict: a function like :func:`verdict`.
+    """
+
+    def __init__(self, uri=None, server=None, timeout=60, data_timeout=600,
+            messages=100, recipients=50, verdict=verdict):
+        self.uri = uri or config.get('email', 'uri')
+        self.timeout = timeout
+        self.data_timeout = data_timeout
+        self.messages = messages
+        self.recipients = recipients
+        self.verdict = verdict
+        self.pipelining = True
+        self._server = server
+        self._session = None
+
+    def deliver(self, mail):
+        "Return the :class:`Outcome` of sending ``mail`` to its recipients"
+        outcome = Outcome()
+        lost = False
+        while remaining := outcome.remaining(mail.to_addrs):
+            try:
+                session = self._ready_session()
+            except Exception as error:
+                outcome.trouble = Trouble(_words(error), lasting=True)
+                return outcome
+            try:
+                session.send(mail, remaining[:self.recipients], outcome)
+            except _Lost as error:
+                self.drop()
+                if error.uncertain:
+                    outcome.uncertain = error.words
+                    return outcome
+                if error.silent:
+                    self.pipelining = False
+                if lost:
+                    outcome.defer(
+                        outcome.remaining(remaining),
+                        session.step, error.words)
+                lost = True
+            except Exception as error:
+                logger.debug("unexpected error", exc_info=True)
+                self.drop()
+                outcome.refuse(
+                    outcome.remaining(remaining), session.step,
+                    f'{type(error).__name__}: {error}')
+            if outcome.trouble:
+                self.drop()
+                return outcome
+        return outcome
+
+    def close(self):
+        "End the session as the protocol has it"
+        if self._session:
+            self._session.quit()
+            self._session = None
+
+    def drop(self):
+        "Close the connection at once"
+        if self._session:
+            self._session.server.close()
+            self._session = None
+
+    def _ready_session(self):
+        if self._session and self._session.messages >= self.messages:
+            self.close()
+        if not self._session:
+            server = _within(OPENING_STEPS * self.timeout, self._connect)
+            self._session = _Session(
+                server, self.timeout, self.data_timeout, self.verdict,
+                self.pipelining and server.has_extn('pipelining'))
+        return self._session
+
+    def _connect(self):
+        server, self._server = self._server, None
+        if not server:
+            uri = self.uri
+            if 'timeout=' not in config.parse_uri(uri).query:
+                uri += f'{"&" if "?" in uri else "?"}timeout={self.timeout}'
+            server = get_smtp_server(uri, strict=True)
+        server.ehlo_or_helo_if_needed()
+        return server
+
+
+def _within(seconds, connect):
+    """Return what ``connect`` returns unless it takes longer.
+
+    smtplib starts its time-out anew with every byte that arrives.
+    """
+    result, error, given_up = [], [], threading.Event()
+
+    def run():
+        try:
+            server = connect()
+        except Exception as e:
+            error.append(e)
+        else:
+            result.append(server)
+            if given_up.is_set():
+                server.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if error:
+        raise error[0]
+    if not result:
+        given_up.set()
+        raise TimeoutError("timed out")
+    return result[0]
+
+
+class _Session:
+    "A connection on which messages are sent one after another"
+
+    def __init__(self, server, timeout, data_timeout, verdict, pipelining):
+        self.server = server
+        self.timeout = timeout
+        self.data_timeout = data_timeout
+        self.verdict = verdict
+        self.pipelining = pipelining
+        self.messages = 0
+        self.step = 'mail'
+        self._received = b''
+
+    def send(self, mail, recipients, outcome):
+        """Do one SMTP transaction and add to ``outcome``.
+
+        At least one of ``recipients`` is decided, or there is trouble.
+        """
+        self.messages += 1
+        self.step = 'mail'
+        recipients = self._possible(mail, recipients, outcome)
+        if not recipients:
+            return
+        commands = [
+            self._mail_command(mail, recipients),
+            *(self._rcpt_command(mail, a) for a in recipients),
+            b'DATA\r\n']
+        replies = self._ask(commands)
+        accepted = self._judge(recipients, replies, outcome)
+        started = len(replies) == len(commands) and replies[-1].code == 354
+        if accepted and started:
+            self._transmit(mail, accepted, outcome)
+        elif not outcome.trouble:
+            self._abandon(started)
+
+    def quit(self):
+        try:
+            self._write(b'QUIT\r\n')
+            self._reply(QUIT_TIMEOUT)
+        except _Lost:
+            # Says nothing of what was answered before
+            pass
+        self.server.close()
+
+    def _possible(self, mail, recipients, outcome):
+        "Return the recipients that the server's extensions allow"
+        size, limit = len(mail.data), self._size_limit()
+        if limit and size > limit:
+            outcome.refused.update(dict.fromkeys(recipients,
+                    f"The message of {size} bytes is larger "
+                    f"than the server's limit of {limit} bytes."))
+            return []
+        if self.server.has_extn('smtputf8'):
+            return recipients
+        foreign = [a for a in recipients if not a.isascii()]
+        if not mail.from_addr.isascii():
+            foreign = recipients
+        outcome.refused.update(dict.fromkeys(
+                foreign, "The server does not offer SMTPUTF8."))
+        return [a for a in recipients if a not in foreign]
+
+    def _size_limit(self):
+        try:
+            return int(self.server.esmtp_features.get('size', 0))
+        except ValueError:
+            return 0
+
+    def _mail_command(self, mail, recipients):
+        offers = self.server.has_extn
+        options = self._offered(mail.mail_options)
+        keywords = {o.partition('=')[0].upper() for o in mail.mail_options}
+        if offers('size'):
+            options.append(f'SIZE={len(mail.data)}')
+        if offers('8bitmime') and not mail.data.isascii():
+            options.append('BODY=8BITMIME')
+        if offers('smtputf8') and (
+                'SMTPUTF8' in keywords
+                or not all(map(str.isascii, [mail.from_addr, *recipients]))):
+            options.append('SMTPUTF8')
+        address = '' if mail.from_addr == '<>' else mail.from_addr
+        return _command('MAIL FROM:', address, options)
+
+    def _rcpt_command(self, mail, address):
+        return _command('RCPT TO:', address, self._offered(mail.rcpt_options))
+
+    def _offered(self, options):
+        "Return the options without those that are ours or not offered"
+        kept = []
+        for option in options:
+            keyword = option.partition('=')[0].upper()
+            if keyword in {'SIZE', 'BODY', 'SMTPUTF8'}:
+                continue
+            if (keyword in {'RET', 'ENVID', 'NOTIFY', 'ORCPT'}
+                    and not self.server.has_extn('dsn')):
+                logger.info(
+                    "%s left out: the server does not offer DSN", keyword)
+                continue
+            kept.append(option)
+        return kept
+
+    def _ask(self, commands):
+        """Return the replies to MAIL, RCPT … and DATA.
+
+        Fewer than there are commands where going on makes no sense.
+        """
+        replies = []
+        for batch in self._batches(commands):
+            if batch == commands[-1:] and not any(
+                    r.good for r in replies[1:]):
+                break
+            broken = None
+            try:
+                self._write(b''.join(batch))
+            except _Lost as error:
+                # The server may have told why before it closed
+                broken = error
+            for command in batch:
+                self.step = command[:4].decode('ascii').lower()
+                try:
+                    reply = self._reply(self.timeout)
+                except _Lost as error:
+                    raise broken or error
+                if not self._expected(reply):
+                    raise _Lost(f"unexpected answer: {reply}", silent=True)
+                replies.append(reply)
+                if reply.code == 421:
+                    return replies
+            if not replies[0].good:
+                break
+        return replies
+
+    def _expected(self, reply):
+        return reply.code >= 400 or (
+            reply.code == 354 if self.step == 'data' else reply.good)
+
+    def _batches(self, commands):
+        if not self.pipelining:
+            return [[c] for c in commands]
+        batches, size = [[]], 0
+        for command in commands:
+            if size + len(command) > BATCH_SIZE:
+                batches.append([])
+                size = 0
+            batches[-1].append(command)
+            size += len(command)
+        return batches
+
+    def _judge(self, recipients, replies, outcome):
+        """Add what the bad replies mean to ``outcome``.
+
+        Return the recipients that the server takes the message for.
+        """
+        mail, *rcpts = replies
+        data = rcpts.pop() if len(rcpts) > len(recipients) else None
+        if not mail.good:
+            self._blame('mail', mail, recipients, outcome)
+            return []
+        accepted = []
+        for address, reply in zip(recipients, rcpts):
+            if reply.good:
+                accepted.append(address)
+            elif not (accepted and _too_many(reply)):
+                self._blame('rcpt', reply, [address], outcome)
+        if accepted and data and data.code != 354:
+            self._blame('data', data, accepted, outcome)
+            return []
+        if 421 in {r.code for r in replies}:
+            return []
+        return accepted
+
+    def _blame(self, step, reply, recipients, outcome):
+        if self.verdict(step, reply) == SERVER:
+            outcome.trouble = outcome.trouble or Trouble(
+                str(reply), lasting=reply.code in LOGIN_CODES)
+        elif reply.temporary:
+            outcome.defer(recipients, step, str(reply), reply)
+        else:
+            outcome.refuse(recipients, step, str(reply), reply)
+
+    def _transmit(self, mail, recipients, outcome):
+        self.step = 'body'
+        data = mail.data.replace(b'\r\n.', b'\r\n..')
+        if data.startswith(b'.'):
+            data = b'.' + data
+        data = memoryview(data + b'.\r\n')
+        reply = None
+        for position in range(0, len(data), SLICE_SIZE):
+            piece = data[position:position + SLICE_SIZE]
+            if position + SLICE_SIZE >= len(data):
+                self.step = 'dot'
+            try:
+                self._write(piece)
+            except _Lost as error:
+                reply = self._last_words(error)
+                break
+        try:
+            reply = reply or self._reply(self.data_timeout)
+            if not (reply.good or reply.code >= 400):
+                raise _Lost(f"unexpected answer: {reply}", silent=True)
+        except _Lost as error:
+            error.uncertain = True
+            raise
+        if reply.good:
+            outcome.accept(recipients)
+        else:
+            self._blame('dot', reply, recipients, outcome)
+
+    def _last_words(self, error):
+        "Return the refusal that a server sent before it cut the connection"
+        try:
+            reply = self._reply(QUIT_TIMEOUT)
+        except _Lost:
+            reply = None
+        if reply and reply.code >= 400:
+            return reply
+        error.uncertain = self.step == 'dot'
+        raise error
+
+    def _abandon(self, started):
+        "End a transaction that has no recipient"
+        self.step = 'rset'
+        if started:
+            # RFC 2920 3.1: only a lone dot ends what 354 began
+            self._write(b'.\r\n')
+            self._reply(self.timeout)
+        self._write(b'RSET\r\n')
+        self._reply(self.timeout)
+
+    def _write(self, data):
+        try:
+            self.server.sock.settimeout(self.timeout)
+            self.server.sock.sendall(data)
+        except OSError as error:
+            raise _Lost(
+                _words(error), silent=isinstance(error, TimeoutError))
+
+    def _reply(self, timeout):
+        "Return the next reply, which must be complete in ``timeout`` seconds"
+        deadline = time.monotonic() + timeout
+        lines = []
+        while len(lines) < REPLY_LINES:
+            line = self._line(deadline)
+            match = _reply_line.fullmatch(line)
+            if not match:
+                raise _Lost(
+                    f"not an answer: {_printable(line)}", silent=True)
+            code, more, text = match.groups()
+            lines.append(text or b'')
+            if more != b'-':
+                return Reply(int(code), _printable(b' '.join(lines)))
+        raise _Lost("an answer without end", silent=True)
+
+    def _line(self, deadline):
+        server = self.server
+        if server.file is None:
+            server.file = server.sock.makefile('rb')
+        while b'\n' not in self._received:
+            if len(self._received) > LINE_LENGTH:
+                raise _Lost("an answer without end", silent=True)
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise _Lost("timed out", silent=True)
+            try:
+                server.sock.settimeout(seconds)
+                received = server.file.read1(LINE_LENGTH)
+            except OSError as error:
+                raise _Lost(
+                    _words(error), silent=isinstance(error, TimeoutError))
+            if not received:
+                raise _Lost("the connection was closed")
+            self._received += received
+        line, _, self._received = self._received.partition(b'\n')
+        return line.rstrip(b'\r')
+
+
+def _command(verb, address, options):
+    line = ' '.join([f'{verb}<{address}>', *options])
+    if _control.search(line):
+        raise ValueError(f"control character in {line!r}")
+    return f'{line}\r\n'.encode('utf-8')
+
+
+def _too_many(reply):
+    # RFC 5321 4.5.3.1.10
+    return (reply.code in {452, 552}
+        and (TOO_MANY_RECIPIENTS.search(reply.text)
+            or (reply.code == 452 and not reply.status)))
+
+
+def _printable(line):
+    text = line.decode('utf-8', 'replace')
+    text = ''.join(c if c.isprintable() else ' ' for c in text)
+    return ' '.join(text.split())[:WORDS_LENGTH]
+
+
+def _words(error):
+    "Return what an error says, without anything of the configuration"
+    if isinstance(error, smtplib.SMTPResponseException):
+        text = error.smtp_error
+        if isinstance(text, str):
+            text = text.encode('utf-8', 'replace')
+        return f'{error.smtp_code} {_printable(text)}'
+    if isinstance(error, (OSError, smtplib.SMTPException)):
+        text = getattr(error, 'strerror', None) or str(error)
+        return _printable(text.encode('utf-8', 'replace')) or (
+            type(error).__name__)
+    return type(error).__name__

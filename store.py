@@ -1,0 +1,365 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""The queue's rows as a sender sees them: slots, claims and records.
+
+Knows no SMTP and nothing of what an outcome means.
+"""
+import datetime as dt
+import logging
+import os
+import random
+import socket
+import time
+import zlib
+from typing import NamedTuple
+
+from sql import Column, Literal, Select, Window, With
+from sql.aggregate import Sum
+from sql.conditionals import Case
+from sql.functions import CurrentTimestamp, Function
+
+from trytond.transaction import Transaction
+
+from . import message
+
+__all__ = ['Row', 'Store', 'forget']
+logger = logging.getLogger(__name__)
+
+# The first of the two integers of the module's advisory locks
+LOCK_CLASS = zlib.crc32(b'email_queue') - 2 ** 31
+BEAT_SECONDS = 1
+# Either end of the connection notices within a minute that the other is gone
+KEEPALIVE = {'idle': 20, 'interval': 10, 'count': 4}
+RESTART_SECONDS = 2
+# Without locks a row is orphaned when its sender has not touched it so long
+ORPHANED_SECONDS = 60
+BUSY_SECONDS = 60
+CRASHES_ALONE, CRASHES_FAILED = 3, 10
+
+
+class Row(NamedTuple):
+    "What a sender reads of a record; ``recorded`` is what it writes"
+    id: int
+    priority: str
+    scheduled_at: dt.datetime
+    expires_at: dt.datetime
+    from_addr: str
+    to_addrs: str
+    mail_options: str
+    rcpt_options: str
+    msg: bytes
+    size: int
+    state: str
+    accepted: str
+    refused: str
+    attempts: int
+    first_attempt: dt.datetime
+    uncertain: bool
+    crashes: int
+    sent_at: dt.datetime
+    error: str
+
+    recorded = (
+        'state', 'scheduled_at', 'accepted', 'refused', 'attempts',
+        'first_attempt', 'uncertain', 'sent_at', 'error')
+
+    @property
+    def place(self):
+        "The order of sending"
+        return self.priority, self.scheduled_at, self.id
+
+    @property
+    def remaining(self):
+        "The recipients that the message has still to go to"
+        accepted = set((self.accepted or '').splitlines())
+        refused = tuple((self.refused or '').splitlines())
+        return [
+            a for a in message.split_addresses(self.to_addrs)
+            if a not in accepted
+            and not any(line.startswith(f'{a} ') for line in refused)]
+
+    def expired(self, now):
+        return bool(self.expires_at) and self.expires_at <= now
+
+
+class TryLock(Function):
+    __slots__ = ()
+    _function = 'pg_try_advisory_lock'
+
+
+class Unlock(Function):
+    __slots__ = ()
+    _function = 'pg_advisory_unlock'
+
+
+class Tuple(Function):
+    __slots__ = ()
+    _function = ''
+
+
+class Store:
+    """The queue's rows as a sender sees them.
+
+    Every statement commits. On a database with locks the sender is alive as
+    long as its connection, on others as long as it touches its rows.
+    """
+
+    def __init__(self, Model):
+        self.Model = Model
+        self.priorities = sorted(v for v, _ in Model.priority.selection)
+        transaction = Transaction()
+        self.connection = transaction.connection
+        self.database = transaction.database
+        self.has_locks = self.database.has_select_for()
+        self.number = None
+        self.used_at = time.monotonic()
+        self._places = {}
+        self._restarted_at = time.monotonic()
+        if self.has_locks:
+            _keep_alive(self.connection)
+        else:
+            self.connection.execute(
+                f'PRAGMA busy_timeout = {BUSY_SECONDS * 1000}')
+
+    def _execute(self, query):
+        cursor = self.connection.cursor()
+        cursor.execute(*query)
+        self.used_at = time.monotonic()
+        return cursor
+
+    # The slot
+
+    def take(self, numbers):
+        "Take one of the slots and return whether one was free"
+        if self.has_locks:
+            self.number = next(filter(self._lock, numbers), None)
+        elif not self._others():
+            self.number = random.getrandbits(31)
+        return self.number is not None
+
+    def give_back(self):
+        if self.has_locks:
+            self._unlock(self.number)
+        self.number = None
+
+    def _lock(self, number):
+        (locked,), = self._execute(
+            Select([TryLock(LOCK_CLASS, number)])).fetchall()
+        return locked
+
+    def _unlock(self, number):
+        self._execute(Select([Unlock(LOCK_CLASS, number)]))
+
+    def _others(self):
+        t = self.Model.__table__()
+        return self._execute(t.select(
+                t.id,
+                where=(t.state == 'sending')
+                & (t.write_date >= _ago(ORPHANED_SECONDS)),
+                limit=1)).fetchone()
+
+    def beat(self):
+        "Show that the sender lives"
+        if time.monotonic() - self.used_at < BEAT_SECONDS:
+            return
+        if self.has_locks:
+            self._execute(Select([Literal(1)]))
+        else:
+            t = self.Model.__table__()
+            self._execute(t.update(
+                    [t.write_date], [CurrentTimestamp()],
+                    where=(t.state == 'sending') & (t.sender == self.number)))
+
+    def recover(self):
+        "Put back what senders held that are dead"
+        t = self.Model.__table__()
+        numbers = self._execute(t.select(
+                t.sender, where=t.state == 'sending',
+                group_by=t.sender)).fetchall()
+        for number, in numbers:
+            if number == self.number or not self.has_locks:
+                self._recover(number)
+            elif self._lock(number):
+                self._recover(number)
+                self._unlock(number)
+
+    def _recover(self, number):
+        t = self.Model.__table__()
+        crashes = t.crashes + 1
+        failed = crashes >= CRASHES_FAILED
+        where = (t.state == 'sending') & (t.sender == number)
+        if not self.has_locks:
+            where &= t.write_date < _ago(ORPHANED_SECONDS)
+        cursor = self._execute(t.update(
+                [t.state, t.crashes, t.error, t.write_date],
+                [
+                    Case((failed, 'failed'), else_='outbox'),
+                    crashes,
+                    Case((failed, "its senders died"), else_=t.error),
+                    CurrentTimestamp(),
+                    ],
+                where=where))
+        if cursor.rowcount:
+            logger.warning(
+                "put back %d emails whose sender died", cursor.rowcount)
+
+    # Claiming
+
+    def has_due(self):
+        t = self.Model.__table__()
+        return bool(self._execute(t.select(
+                    t.id,
+                    where=self._due(t) & (t.crashes < CRASHES_ALONE),
+                    limit=1)).fetchone())
+
+    def claim(self, limit, size):
+        """Claim the next due rows and return them in the order of sending.
+
+        :param limit: their number at most.
+        :param size: the bytes after which no further is claimed.
+        """
+        if time.monotonic() - self._restarted_at > RESTART_SECONDS:
+            self._restart()
+        rows = []
+        for priority in self.priorities:
+            t = self.Model.__table__()
+            where = (
+                self._due(t)
+                & (t.priority == priority)
+                & (t.crashes < CRASHES_ALONE))
+            if place := self._places.get(priority):
+                where &= Tuple(t.scheduled_at, t.id) > Tuple(*place)
+            found = self._claim(
+                t, where, limit - len(rows),
+                size - sum(r.size for r in rows))
+            if found:
+                self._places[priority] = found[-1].place[1:]
+            rows += found
+            if len(rows) >= limit or sum(r.size for r in rows) >= size:
+                break
+        else:
+            self._restart()
+        return rows
+
+    def claim_alone(self):
+        "Claim the next row that its senders died with"
+        t = self.Model.__table__()
+        return self._claim(
+            t, self._due(t) & (t.crashes >= CRASHES_ALONE), limit=1)
+
+    def claim_record(self, id_):
+        t = self.Model.__table__()
+        return self._claim(
+            t, (t.state == 'outbox') & (t.id == id_), limit=1)
+
+    def _restart(self):
+        # The scheduler's own transaction keeps the index entries of rows that
+        # are claimed: a claim that began at the first would walk over all
+        self._places.clear()
+        self._restarted_at = time.monotonic()
+
+    def _due(self, t):
+        return (t.state == 'outbox') & (t.scheduled_at <= CurrentTimestamp())
+
+    def _claim(self, t, where, limit, size=1):
+        order = [t.priority, t.scheduled_at, t.id]
+        candidates = t.select(
+            t.id, t.size, t.priority, t.scheduled_at,
+            where=where, order_by=order, limit=limit)
+        if self.database.has_select_for():
+            For = self.database.get_select_for_skip_locked()
+            candidates.for_ = For('UPDATE')
+        c = With(query=candidates)
+        before = Sum(
+            c.size,
+            window=Window([], order_by=[c.priority, c.scheduled_at, c.id])
+            ) - c.size
+        f = With(query=c.select(c.id, before.as_('before')))
+        fitting = f.select(f.id, where=f.before < size)
+        t = self.Model.__table__()
+        columns = [t.state, t.sender, t.write_date]
+        values = ['sending', self.number, CurrentTimestamp()]
+        row = [Column(t, name) for name in Row._fields]
+        if self.database.has_returning():
+            cursor = self._execute(t.update(
+                    columns, values, where=t.id.in_(fitting),
+                    with_=[c, f], returning=row))
+        else:
+            fitting.with_ = [c, f]
+            ids = [i for i, in self._execute(fitting).fetchall()]
+            if not ids:
+                return []
+            self._execute(t.update(
+                    columns, values,
+                    where=t.id.in_(ids) & (t.state == 'outbox')))
+            cursor = self._execute(t.select(
+                    *row,
+                    where=t.id.in_(ids) & (t.state == 'sending')
+                    & (t.sender == self.number)))
+        return sorted(
+            (Row(*values) for values in cursor.fetchall()),
+            key=lambda row: row.place)
+
+    # Recording
+
+    def record(self, rows):
+        "Write the outcome of rows that this sender holds"
+        if not rows:
+            return
+        t = self.Model.__table__()
+        update = t.update(
+            [Column(t, name) for name in Row.recorded]
+            + [t.sender, t.write_date],
+            [None for _ in Row.recorded] + [None, CurrentTimestamp()],
+            where=(t.id == 0)
+            & (t.state == 'sending') & (t.sender == self.number))
+        cursor = self.connection.cursor()
+        cursor.executemany(str(update), [
+                (*(getattr(r, n) for n in Row.recorded), None,
+                    r.id, 'sending', self.number)
+                for r in rows])
+        self.used_at = time.monotonic()
+        if cursor.rowcount != len(rows):
+            logger.warning(
+                "%d of the emails %s are no longer held by sender %s",
+                len(rows) - cursor.rowcount,
+                ', '.join(str(r.id) for r in rows), self.number)
+        forget(Transaction())
+        try:
+            self.Model.finished(self.Model.browse([r.id for r in rows]))
+        except Exception:
+            # What was sent is recorded: nothing of it may be undone
+            logger.exception("error in the hook for finished emails")
+
+
+def _ago(seconds):
+    return dt.datetime.now() - dt.timedelta(seconds=seconds)
+
+
+def forget(transaction):
+    "Drop what the ORM has read, as SQL has changed it"
+    for cache in transaction.cache.values():
+        cache.clear()
+
+
+def _keep_alive(connection):
+    """Let both ends notice within a minute that the other is gone.
+
+    On PostgreSQL a lock lasts until the server knows so.
+    """
+    cursor = connection.cursor()
+    for name, seconds in KEEPALIVE.items():
+        cursor.execute(f'SET tcp_keepalives_{name} = {seconds}')
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        if sock.family == socket.AF_UNIX:
+            return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in [
+                ('TCP_KEEPIDLE', KEEPALIVE['idle']),
+                ('TCP_KEEPINTVL', KEEPALIVE['interval']),
+                ('TCP_KEEPCNT', KEEPALIVE['count']),
+                ('TCP_USER_TIMEOUT', ORPHANED_SECONDS * 1000),
+                ]:
+            if hasattr(socket, option):
+                sock.setsockopt(
+                    socket.IPPROTO_TCP, getattr(socket, option), seconds)
