@@ -48,8 +48,13 @@ OWN_STATUSES = {
     '4.2.1', '4.2.2', '5.2.1', '5.2.2'}
 TOO_MANY_RECIPIENTS = re.compile(r'[45]\.5\.3\b|too many recipients', re.I)
 
+# The same event: only the moment decides which
+CLOSED = (
+    smtplib.SMTPServerDisconnected, ConnectionResetError,
+    ConnectionAbortedError, BrokenPipeError)
+
 _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
-_codes = re.compile(r'(?:\d{3}\s+)?(?:\d\.\d{1,3}\.\d{1,3}\s+)?')
+_codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
 _control = re.compile(r'[\x00-\x1f\x7f]')
 
@@ -564,7 +569,7 @@ class _Session:
                 raise _Lost(
                     _words(error), silent=isinstance(error, TimeoutError))
             if not received:
-                raise _Lost("the connection was closed")
+                raise _Lost(_words(ConnectionResetError()))
             self._received += received
         line, _, self._received = self._received.partition(b'\n')
         return line.rstrip(b'\r')
@@ -597,6 +602,11 @@ def _words(error):
         if isinstance(text, str):
             text = text.encode('utf-8', 'replace')
         return f'{error.smtp_code} {_printable(text)}'
+    if isinstance(error, TimeoutError) or str(error).endswith('timed out'):
+        # smtplib makes a disconnection of it
+        return "timed out"
+    if isinstance(error, CLOSED):
+        return "the connection was closed"
     if isinstance(error, (OSError, smtplib.SMTPException)):
         text = getattr(error, 'strerror', None) or str(error)
         return _printable(text.encode('utf-8', 'replace')) or (

@@ -205,11 +205,12 @@ class Connection(asyncio.Protocol):
 
     def use(self, transport):
         self.transport = transport
-        transport.set_write_buffer_limits(0)
+        transport.set_write_buffer_limits(1)  # with 0 TLS never resumes
 
     def data_received(self, data):
         self.input += data
-        if self.server.slow_read or len(self.input) > BUFFER:
+        limit = self.server.rcvbuf or BUFFER
+        if self.server.slow_read or len(self.input) > limit:
             self.transport.pause_reading()
         self._wake()
 
@@ -478,9 +479,10 @@ class Session(Connection):
         raise Gone
 
     async def fault_trickle(self, reply):
-        for byte in reply:
-            await self.write(bytes([byte]))
+        await self.write(reply[:1])
+        for byte in reply[1:]:
             await asyncio.sleep(self.server.trickle)
+            await self.write(bytes([byte]))
         return int(reply[:3])
 
     async def fault_split(self, reply):
@@ -792,7 +794,8 @@ class Server:
                 self._log.close()
 
     def _listen(self):
-        listener = socket.socket()
+        # With the protocol given asyncio sets TCP_NODELAY
+        listener = socket.socket(proto=socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self.rcvbuf:
             listener.setsockopt(

@@ -1,0 +1,45 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+
+# The interpreter of the virtual environments
+export PYTHON3 ?= python3
+export PYTEST
+PYTHON = .venv/bin/python
+PACKAGING = setup.py pyproject.toml tryton.cfg .ci/venv
+
+.PHONY: help test demo bench package clean
+# Both environments write the module's egg-info
+.NOTPARALLEL:
+
+help:
+	@echo "make test     run all tests, on SQLite and PostgreSQL, trytond 8.2 and 8.0"
+	@echo "              CHECKS='sqlite flake8' runs only these,"
+	@echo "              PYTEST='-k priority -x' gives options to pytest"
+	@echo "make demo     see emails go through the queue to an SMTP server"
+	@echo "make bench    measure"
+	@echo "make package  build the sdist and the wheel and check them"
+	@echo "make clean    remove all that these have made"
+
+test: .venv/stamp .venv-8.0/stamp
+	@$(PYTHON) tests/postgresql.py > /dev/null 2>&1 || .ci/install postgresql
+	@$(PYTHON) tests/run.py $(CHECKS) --pytest="$$PYTEST"
+
+demo: .venv/stamp
+	@$(PYTHON) demo/demo.py
+
+bench: .venv/stamp
+	@$(PYTHON) benchmarks/bench.py
+
+package: .venv/stamp
+	@$(PYTHON) .ci/package.py
+
+.venv/stamp: $(PACKAGING)
+	@.ci/venv .venv 8.2
+
+.venv-8.0/stamp: $(PACKAGING)
+	@.ci/venv .venv-8.0 8.0
+
+clean:
+	rm -rf .venv .venv-8.0 .cache .coverage .coverage.* .hypothesis .tox
+	rm -rf .pytest_cache build dist htmlcov *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+MODULE = 'email_queue'
+PACKAGE = f'trytond.modules.{MODULE}'
+DIRECTORY = Path(__file__).resolve().parent
+
+
+def names(value):
+    return value.strip().splitlines()
+
+
+config = ConfigParser()
+config.read(DIRECTORY / 'tryton.cfg')
+info = config['tryton']
+version = info['version']
+major, minor = map(int, version.split('.')[:2])
+
+# One code for two series: the requirement on trytond is wider than the usual
+# one, which is the series of the version.
+requires = [
+    'idna',
+    'python-sql',
+    'trytond >= 8.0, < 8.3',
+    ]
+for module in names(info.get('depends', '')):
+    if module not in {'ir', 'res'}:
+        requires.append(
+            f'trytond_{module} >= {major}.{minor}, < {major}.{minor + 1}')
+
+setup(
+    # So that this file is not taken for one of the package's modules
+    script_name='setup.py',
+    name=f'trytond_{MODULE}',
+    version=version,
+    description="Tryton module that sends emails from a transactional queue",
+    long_description=(DIRECTORY / 'README.rst').read_text('utf-8'),
+    long_description_content_type='text/x-rst',
+    author="The email_queue developers",
+    license='GPL-3.0-or-later',
+    license_files=['LICENSE', 'COPYRIGHT'],
+    keywords="tryton email queue outbox smtp",
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Environment :: Plugins',
+        'Framework :: Tryton',
+        'Intended Audience :: Developers',
+        'Intended Audience :: System Administrators',
+        'Operating System :: OS Independent',
+        'Programming Language :: Python :: 3',
+        'Topic :: Communications :: Email :: Mail Transport Agents',
+        'Topic :: Office/Business',
+        ],
+    package_dir={PACKAGE: '.'},
+    packages=[PACKAGE, f'{PACKAGE}.tests'],
+    package_data={
+        PACKAGE: [
+            'tryton.cfg',
+            '*.xml',
+            'view/*.xml',
+            'locale/*.po',
+            'icons/*.svg',
+            ],
+        f'{PACKAGE}.tests': ['*.rst', '*.json', '*.pem'],
+        },
+    python_requires='>=3.10',
+    install_requires=requires,
+    extras_require={
+        'test': [
+            'aiosmtpd',
+            'build',
+            'coverage >= 7.10',
+            'flake8',
+            'hypothesis',
+            'isort',
+            'proteus >= 8.0, < 8.3',
+            'psycopg[binary]',
+            'pytest',
+            'trytond[postgresql]',
+            ],
+        },
+    entry_points=f"""
+    [trytond.modules]
+    {MODULE} = {PACKAGE}
+    """,
+    zip_safe=False,
+    )

@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Run the tests on each database and series of trytond, and check the style.
+
+The virtual environments must be there: "make test" makes them and calls this.
+"""
+import argparse
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+from postgresql import PostgreSQL
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / '.cache'
+VENVS = {
+    '8.2': ROOT / '.venv',
+    '8.0': ROOT / '.venv-8.0',
+    }
+CHECKS = ['sqlite', 'postgresql', 'sqlite-8.0', 'flake8', 'isort', 'coverage']
+OUTCOMES = {
+    'passed': 'passed',
+    'xpassed': 'passed',
+    'failed': 'failed',
+    'error': 'failed',
+    'errors': 'failed',
+    'skipped': 'skipped',
+    'xfailed': 'skipped',
+    }
+TIMEOUT = 9 * 60
+
+
+class Check:
+    "A command in a process group of its own; its output goes to a file"
+    process = None
+    started = ended = None
+    timed_out = False
+
+    def __init__(self, name, command, directory, environ=None):
+        self.name = name
+        self.command = [str(c) for c in command]
+        self.environ = environ
+        self.log = directory / name
+        self.log.touch()
+        self.position = 0
+
+    def start(self):
+        self.started = time.monotonic()
+        with self.log.open('wb') as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=self.environ,
+                stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True)
+
+    def running(self):
+        if not self.process or self.ended:
+            return False
+        if (self.process.poll() is None
+                and time.monotonic() - self.started > TIMEOUT):
+            self.timed_out = True
+            self.kill()
+        if self.process.poll() is None:
+            return True
+        self.kill()
+        self.ended = time.monotonic()
+        return False
+
+    def kill(self):
+        "Kill also what the command has started and left behind"
+        if self.process:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self.process.wait()
+
+    def show(self):
+        "Print what the command has printed since the last time"
+        with self.log.open('rb') as log:
+            log.seek(self.position)
+            sys.stdout.buffer.write(log.read())
+            sys.stdout.flush()
+            self.position = log.tell()
+
+    @property
+    def passed(self):
+        return bool(
+            self.ended and not self.timed_out and not self.process.returncode)
+
+    @property
+    def verdict(self):
+        if self.passed:
+            return "ok"
+        return "TIMED OUT" if self.timed_out else "FAILED"
+
+    @property
+    def duration(self):
+        return self.ended - self.started
+
+    def details(self):
+        return ''
+
+
+class Tests(Check):
+    "A run of pytest with its own configuration and database cache"
+
+    def __init__(
+            self, name, directory, uri='sqlite://', series='8.2',
+            coverage=None, options=()):
+        venv = VENVS[series]
+        bin_ = venv / 'bin'
+        command = [
+            bin_ / 'pytest', '-o', f'cache_dir={CACHE / "pytest" / name}',
+            *options, '--pyargs', 'trytond.modules.email_queue.tests']
+        if coverage:
+            command = [
+                bin_ / 'coverage', 'run', '--data-file', coverage, *command]
+
+        self.db_cache = db_cache(name, venv)
+        databases = directory / f'{name}.databases'
+        databases.mkdir()
+        environ = {
+            key: value for key, value in os.environ.items()
+            if not key.startswith(('TRYTOND_', 'DB_', 'COVERAGE_'))}
+        environ.update(
+            PATH=os.pathsep.join([str(bin_), os.environ['PATH']]),
+            TRYTOND_DATABASE__URI=uri,
+            TRYTOND_DATABASE__PATH=str(databases),
+            DB_NAME=':memory:' if uri.startswith('sqlite') else 'test',
+            DB_CACHE=str(self.db_cache))
+        super().__init__(name, command, directory, environ)
+
+    def kill(self):
+        # A database that was being saved in the cache is there by half
+        if self.process and self.process.poll() is None:
+            shutil.rmtree(self.db_cache, ignore_errors=True)
+        super().kill()
+
+    @property
+    def counts(self):
+        "The numbers in the last line of pytest"
+        counts = Counter()
+        if self.ended:
+            lines = self.log.read_text(errors='replace').splitlines() or ['']
+            for number, outcome in re.findall(r'(\d+) ([a-z]+)', lines[-1]):
+                if outcome in OUTCOMES:
+                    counts[OUTCOMES[outcome]] += int(number)
+        if not self.passed and not counts['failed']:
+            # It broke off
+            counts['failed'] = 1
+        return counts
+
+    def details(self):
+        return summary(self.counts)
+
+
+def db_cache(name, venv):
+    "Return the directory for activated databases of just this code"
+    digest = hashlib.sha256(str((venv / 'stamp').stat().st_mtime_ns).encode())
+    for pattern in ['*.py', '*.xml', 'tryton.cfg', 'view/*', 'locale/*']:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(str(path).encode())
+            digest.update(path.read_bytes())
+    directory = CACHE / 'db' / f'{name}-{digest.hexdigest()[:16]}'
+    for other in directory.parent.glob(f'{name}-' + '[0-9a-f]' * 16):
+        if other != directory:
+            shutil.rmtree(other)
+    return directory
+
+
+def run(checks, jobs):
+    "Run as many at once as there are jobs, and print them one after another"
+    waiting = list(checks)
+    for check in checks:
+        print(f"\n==== {check.name} ====", flush=True)
+        while not check.ended:
+            if sum(c.running() for c in checks) < jobs and waiting:
+                waiting.pop(0).start()
+            check.show()
+            time.sleep(0.1)
+        check.show()
+
+
+def summary(counts):
+    return ', '.join(
+        f"{counts[outcome]} {outcome}"
+        for outcome in ['passed', 'failed', 'skipped'])
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'checks', nargs='*', metavar='CHECK',
+        help=f"one of {', '.join(CHECKS)} (default: all)")
+    parser.add_argument(
+        '--pytest', default='', metavar='OPTIONS',
+        help="further options for pytest, as --pytest='-k priority -x'")
+    parser.add_argument(
+        '--jobs', type=int, default=min(2, os.cpu_count() or 1),
+        help="how many checks to run at once (default: %(default)s)")
+    args = parser.parse_args()
+    if unknown := set(args.checks) - set(CHECKS):
+        parser.error(f"no such check: {', '.join(unknown)}")
+    return args
+
+
+def main():
+    args = parse_args()
+    chosen = args.checks or CHECKS
+    options = shlex.split(args.pytest)
+    bin_ = VENVS['8.2'] / 'bin'
+    # Without this a kill leaves the server behind
+    for number in [signal.SIGTERM, signal.SIGHUP]:
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(
+                tempfile.TemporaryDirectory(prefix='email_queue-')))
+        coverage = directory / '.coverage'
+        checks = []
+        stack.callback(lambda: [check.kill() for check in checks])
+
+        if 'sqlite' in chosen:
+            checks.append(Tests(
+                    'sqlite', directory,
+                    coverage=coverage, options=options))
+        if 'postgresql' in chosen:
+            server = stack.enter_context(PostgreSQL())
+            # For pg_dump and pg_restore, which trytond calls
+            os.environ['PATH'] = os.pathsep.join(
+                [str(server.bin), os.environ['PATH']])
+            checks.append(Tests(
+                    'postgresql', directory, uri=server.uri,
+                    coverage=coverage, options=options))
+        if 'sqlite-8.0' in chosen:
+            checks.append(Tests(
+                    'sqlite-8.0', directory, series='8.0', options=options))
+        if 'flake8' in chosen:
+            checks.append(Check('flake8', [bin_ / 'flake8'], directory))
+        if 'isort' in chosen:
+            checks.append(Check(
+                    'isort', [bin_ / 'isort', '--check', '--diff', '.'],
+                    directory))
+        run(checks, args.jobs)
+
+        if 'coverage' in chosen:
+            subprocess.run(
+                [bin_ / 'coverage', 'combine', '--quiet', directory],
+                cwd=ROOT)
+            check = Check('coverage', [bin_ / 'coverage', 'report'], directory)
+            checks.append(check)
+            run([check], 1)
+
+        print("\n==== summary ====")
+        total = Counter()
+        for check in checks:
+            print(f"{check.name:<12}{check.verdict:<11}"
+                f"{check.duration:>4.0f} s  {check.details()}".rstrip())
+            if isinstance(check, Tests):
+                total += check.counts
+        print(f"\n{summary(total)}")
+        return all(check.passed for check in checks)
+
+
+if __name__ == '__main__':
+    try:
+        sys.exit(0 if main() else 1)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

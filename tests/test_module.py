@@ -1,0 +1,11 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+from trytond.tests.test_tryton import ModuleTestCase
+
+
+class EmailQueueModuleTestCase(ModuleTestCase):
+    "Test Email Queue module"
+    module = 'email_queue'
+
+
+del ModuleTestCase

@@ -1,0 +1,32 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+import unittest
+
+from trytond.tests.test_tryton import load_doc_tests
+
+
+class ScenarioTestCase(unittest.TestCase):
+    "Test the scenarios, each by a method: pytest ignores load_tests"
+
+
+def add_scenarios(cls):
+    scenarios = load_doc_tests(
+        __name__, __file__, unittest.TestLoader(), unittest.TestSuite(), None)
+    for number, scenario in enumerate(sorted(scenarios, key=str)):
+
+        def test(self, scenario=scenario):
+            result = unittest.TestResult()
+            scenario.run(result)
+            for _, message in result.errors + result.failures:
+                self.fail(message)
+            for _, reason in result.skipped:
+                self.skipTest(reason)
+
+        name = scenario.id().split('_rst')[0].split('.rst')[0]
+        # A scenario that has a json file is there once for each of its items
+        while hasattr(cls, f'test_{name}'):
+            name += f'_{number}'
+        setattr(cls, f'test_{name}', test)
+
+
+add_scenarios(ScenarioTestCase)

@@ -1,0 +1,98 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What the tests of a real queue with a real server have in common."""
+import unittest
+from contextlib import contextmanager
+
+import trytond.config as config
+from trytond.pool import Pool
+from trytond.tests.test_tryton import DB_NAME, activate_module
+from trytond.transaction import Transaction
+
+from .smtpd import Server
+
+MESSAGE = b'Subject: Test\r\n\r\nHello\r\n'
+
+
+@contextmanager
+def configured(section='email_queue', **values):
+    "Set options of the configuration for a while"
+    before = {name: config.get(section, name) for name in values}
+    _configure(section, values)
+    try:
+        yield
+    finally:
+        _configure(section, before)
+
+
+def _configure(section, values):
+    if not config.has_section(section):
+        config.add_section(section)
+    for name, value in values.items():
+        # An empty option is one that is not set
+        config.set(section, name, '' if value is None else str(value))
+
+
+class QueueTestCase(unittest.TestCase):
+    """A committed queue, empty before every test.
+
+    The class has a server whose answers are in the addresses.
+    """
+    server_options = {}
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        activate_module('email_queue')
+        cls.server = cls.enter(Server(**cls.server_options))
+        cls.enter(configured('email', uri=cls.server.uri))
+        cls.enter(configured(timeout=1, data_timeout=1))
+
+    @classmethod
+    def enter(cls, context):
+        value = context.__enter__()
+        cls.addClassCleanup(context.__exit__, None, None, None)
+        return value
+
+    def setUp(self):
+        super().setUp()
+        self.clear()
+        self.addCleanup(self.clear)
+
+    def clear(self):
+        with self.transaction():
+            cursor = Transaction().connection.cursor()
+            for table in ['email_queue', 'ir_error', 'ir_queue']:
+                cursor.execute(f'DELETE FROM {table}')
+        self.server.received.clear()
+        self.server.violations.clear()
+
+    @contextmanager
+    def transaction(self, user=0, **options):
+        "A transaction that is committed at the end"
+        with Transaction().start(DB_NAME, user, **options) as transaction:
+            yield transaction
+
+    def queue(self, to_addrs='jane@example.com', msg=MESSAGE,
+            from_addr='shop@example.com', **keywords):
+        "Queue an email in a transaction of its own and return its id"
+        with self.transaction():
+            email, = Pool().get('email.queue').queue_mail(
+                from_addr, to_addrs, msg, **keywords)
+            return email.id
+
+    def read(self, id_, *names):
+        "Return the values of a record as it is committed now"
+        with self.transaction(readonly=True):
+            email = Pool().get('email.queue')(id_)
+            values = [getattr(email, name) for name in names]
+        return values[0] if len(names) == 1 else values
+
+    def write(self, *ids, **values):
+        with self.transaction():
+            EmailQueue = Pool().get('email.queue')
+            EmailQueue.write(EmailQueue.browse(ids), values)
+
+    def send_all(self):
+        with self.transaction():
+            Pool().get('email.queue').send_all()
