@@ -18,6 +18,7 @@ from sql.aggregate import Sum
 from sql.conditionals import Case
 from sql.functions import CurrentTimestamp, Function
 
+from trytond import backend
 from trytond.transaction import Transaction
 
 from . import message
@@ -113,6 +114,7 @@ class Store:
         self.has_locks = self.database.has_select_for()
         self.number = None
         self.used_at = time.monotonic()
+        self._beaten_at = self.used_at
         self._places = {}
         self._restarted_at = time.monotonic()
         if self.has_locks:
@@ -139,7 +141,11 @@ class Store:
 
     def give_back(self):
         if self.has_locks:
-            self._unlock(self.number)
+            try:
+                self._unlock(self.number)
+            except backend.DatabaseOperationalError:
+                # Lost with the connection
+                pass
         self.number = None
 
     def _lock(self, number):
@@ -160,8 +166,10 @@ class Store:
 
     def beat(self):
         "Show that the sender lives"
-        if time.monotonic() - self.used_at < BEAT_SECONDS:
+        now = time.monotonic()
+        if now - self._beaten_at < BEAT_SECONDS:
             return
+        self._beaten_at = now
         if self.has_locks:
             self._execute(Select([Literal(1)]))
         else:
@@ -358,7 +366,7 @@ def _keep_alive(connection):
                 ('TCP_KEEPIDLE', KEEPALIVE['idle']),
                 ('TCP_KEEPINTVL', KEEPALIVE['interval']),
                 ('TCP_KEEPCNT', KEEPALIVE['count']),
-                ('TCP_USER_TIMEOUT', ORPHANED_SECONDS * 1000),
+                ('TCP_USER_TIMEOUT', 1000 * KEEPALIVE['idle']),
                 ]:
             if hasattr(socket, option):
                 sock.setsockopt(

@@ -18,15 +18,17 @@ counts first, except that a recipient's own name decides about its RCPT.
 ACTION is ``(CODE|FAULT)[xTIMES][-ENHANCED][-words][-FLAG][.anything]``:
 
 - CODE: three digits; 421 also closes;
-- FAULT, a method of Session each: ``close``, ``reset`` (RST), ``hang``,
-  ``trickle``, ``garbage``, ``endless``, ``multi-endless``, ``cut``, ``split``;
+- FAULT: ``close`` without a reply, ``reset`` (RST), ``hang`` until the client
+  or the server goes, ``trickle`` and ``split`` (the good reply byte by byte,
+  or in two segments), ``cut`` (half of it, then closed), ``endless`` and
+  ``multi-endless`` (a line, or lines, without end), ``garbage``;
 - TIMES: only the first so many times that the server sees step and address;
-- FLAG: ``close`` or ``reset`` after the reply; ``taken``: a dot that is not
-  answered by 2xx but whose mail is taken all the same.
+- FLAG: ``close`` or ``reset`` after the reply; ``taken``: the mail is taken
+  though its dot gets no 2xx.
 
-``script`` takes the same actions for every step, also those without a name:
-greeting, ehlo, helo, starttls, auth, rset and quit. There the words may be the
-reply as it is: ``{'rcpt': '554 5.7.1 Relay access denied'}``.
+``script`` takes the same actions, before any name, for every step, also
+greeting, ehlo, helo, starttls, auth, rset, noop and quit. There the text may
+stand as it is: ``{'rcpt': '554 5.7.1 Relay access denied'}``.
 """
 import argparse
 import ast
@@ -671,7 +673,8 @@ class Session(Connection):
             if await self.data():
                 self.violation("data for nobody")
             self.server.lone_dots += 1
-            await self.answer('dot', self.server.lone_dot)
+            lone_dot = self.server.lone_dot
+            await self.answer('dot', 250 if lone_dot is True else lone_dot)
             self.forget()
 
     async def interrupt(self, names):
@@ -706,8 +709,8 @@ class Session(Connection):
 class Server:
     """A server at 127.0.0.1 in a thread of its own; a context manager.
 
-    Every option may be changed at any time; what EHLO tells and the limits
-    hold from the next EHLO, buffers, TLS and log from the next start()."""
+    Every option may be changed at any time: what EHLO tells holds from the
+    next EHLO, port, certificate, buffers and log from the next start()."""
     port: int = 0  # 0: the kernel's choice, kept when it starts again
     # {step: action} or a function (session, step); an action may be a
     # function (session); None leaves it to the names
@@ -732,7 +735,7 @@ class Server:
     max_recipients: int | None = None  # of a transaction, then 452
     idle_timeout: float | None = None  # seconds, then 421
     no_recipients: int = 554  # to DATA without recipients
-    lone_dot: int | None = None  # 354 to it, and this to its dot
+    lone_dot: int | bool = False  # or 354 to it, and this (250) to its dot
     drop_pipelined: bool = False  # loses all of a group but the first
     garble_pipelined: bool = False  # answers them with garbage
     strict: bool = True  # refuses bare LF
@@ -813,6 +816,8 @@ class Server:
         server = await self._loop.create_server(
             lambda: Session(self), sock=listener, backlog=1024)
         await self._stop.wait()
+        # A forked process may hold it, too
+        listener.shutdown(socket.SHUT_RDWR)
         server.close()
         live = list(self._live)
         for session in live:
@@ -838,7 +843,9 @@ class Server:
     def wait_for(self, count, timeout=10):
         "The mails received, once there are so many"
         self.wait_until(
-            lambda: self.count >= count, timeout, f"{count} mails")
+            lambda: count <= (
+                len(self.received) if self.keep else self.count),
+            timeout, f"{count} mails")
         return list(self.received)
 
     def wait_until(self, condition, timeout=10, what="such state"):

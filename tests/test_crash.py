@@ -1,0 +1,286 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Senders in processes of their own: many at once, and what kills them."""
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import unittest
+from collections import Counter
+from pathlib import Path
+
+import trytond.config as config
+from trytond import backend
+from trytond.tests.test_tryton import DB_NAME
+from trytond.transaction import Transaction
+
+from .postgresql import PostgreSQL, bin_directory
+from .tools import QueueTestCase
+
+ORPHANED_SECONDS = 3
+
+
+class Senders:
+    """A program that forks senders.
+
+    :param options: of the section email_queue of the configuration.
+    """
+
+    def __init__(self, database, uri=None, **options):
+        self.environ = {**os.environ, 'TRYTOND_EMAIL__URI': config.get(
+                'email', 'uri')}
+        if uri:
+            self.environ['TRYTOND_DATABASE__URI'] = uri
+        for name, value in options.items():
+            self.environ[f'TRYTOND_EMAIL_QUEUE__{name.upper()}'] = str(value)
+        self.database = database
+        self.sent = {}
+        self._started = []
+        self._changed = threading.Condition()
+
+    def __enter__(self):
+        self.process = subprocess.Popen([
+                sys.executable, '-m',
+                'trytond.modules.email_queue.tests.drain',
+                self.database, str(ORPHANED_SECONDS)],
+            env=self.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, bufsize=1)
+        assert self.process.stdout.readline() == 'ready\n'
+        threading.Thread(target=self._read, daemon=True).start()
+        return self
+
+    def __exit__(self, *args):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self._changed:
+                match line.split():
+                    case 'started', pid:
+                        self._started.append(int(pid))
+                    case 'ended', pid, sent:
+                        self.sent[int(pid)] = int(sent)
+                self._changed.notify_all()
+
+    def start(self, count=1):
+        "Start senders and return their process ids"
+        before = len(self._started)
+        self.process.stdin.write('\n' * count)
+        self.process.stdin.flush()
+        self._wait_for(lambda: len(self._started) == before + count)
+        return self._started[before:]
+
+    def join(self, *pids):
+        "Wait for the end of senders and return what each has sent"
+        self._wait_for(lambda: set(pids) <= self.sent.keys())
+        return [self.sent[p] for p in pids]
+
+    def _wait_for(self, condition, timeout=60):
+        with self._changed:
+            assert self._changed.wait_for(condition, timeout)
+
+
+class ProcessTestCase(QueueTestCase):
+    "A queue in a database that other processes can open, too"
+
+    def setUp(self):
+        super().setUp()
+        self.database = DB_NAME
+        if backend.name == 'sqlite':
+            self.database = f'process{os.getpid()}'
+
+    def queue_many(self, count):
+        for i in range(count):
+            self.queue(f'r{i}@example.com')
+        if backend.name == 'sqlite':
+            self.copy()
+
+    def copy(self):
+        path = Path(config.get('database', 'path'), f'{self.database}.sqlite')
+        for suffix in ['', '-wal', '-shm']:
+            Path(f'{path}{suffix}').unlink(missing_ok=True)
+        self.addCleanup(path.unlink)
+        with Transaction().start(DB_NAME, 0) as transaction, \
+                sqlite3.connect(path) as copy:
+            transaction.connection.backup(copy)
+        copy.close()
+
+    def rows(self, *names):
+        "Return the values of all rows as they are committed"
+        with Transaction().start(self.database, 0, readonly=True) as t:
+            cursor = t.connection.cursor()
+            cursor.execute(f"SELECT {', '.join(names)} FROM email_queue")
+            return cursor.fetchall()
+
+    def states(self):
+        return Counter(s for s, in self.rows('state'))
+
+    def drain(self, senders, timeout=120):
+        "Start one sender after another until nothing waits"
+        end = time.monotonic() + timeout
+        while self.states().keys() & {'outbox', 'sending'}:
+            self.assertLess(time.monotonic(), end, self.states())
+            senders.join(*senders.start())
+
+    def copies(self):
+        "Return how often each message has arrived"
+        return Counter(m.message_id for m in list(self.server.received))
+
+    def assert_sent(self, count):
+        self.assertEqual(self.states(), {'sent': count})
+        self.assertEqual({a for a, in self.rows('attempts')}, {1})
+        arrived = self.copies()
+        self.assertEqual(
+            set(arrived), {m for m, in self.rows('message_id')})
+        self.assertEqual(len(arrived), count)
+        return sum(arrived.values()) - count
+
+
+class KillTestCase(ProcessTestCase):
+    server_options = {'delay': .002}
+
+    def test_kill(self):
+        "20 times at a random moment"
+        count, kills = 600, 20
+        if backend.name == 'sqlite':
+            # Each costs the time after which a row is orphaned
+            count, kills = 100, 2
+        self.queue_many(count)
+        chance = random.Random(1)
+        with Senders(self.database, connections=2) as senders:
+            killed = 0
+            while killed < kills:
+                before = len(self.server.received)
+                pid, = senders.start()
+                goal = before + chance.randint(1, count // kills - 5)
+                self.server.wait_until(
+                    lambda: len(self.server.received) >= goal
+                    or pid in senders.sent, timeout=30)
+                if pid not in senders.sent:
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+                    # Or there were nothing more to kill
+                    self.assertNotEqual(self.states(), {'sent': count})
+            self.drain(senders)
+        extra = self.assert_sent(count)
+        self.assertLessEqual(extra, 4 * kills)
+
+    def test_terminate(self):
+        self.queue_many(100)
+        with Senders(self.database) as senders:
+            pid, = senders.start()
+            self.server.wait_for(10)
+            os.kill(pid, signal.SIGTERM)
+            self.drain(senders)
+        self.assertLessEqual(self.assert_sent(100), 4)
+
+
+@unittest.skipIf(
+    backend.name == 'sqlite', "a database with one writer has one sender")
+class ParallelTestCase(ProcessTestCase):
+    server_options = {'delay': .005}
+
+    def test_six_slots(self):
+        self.queue_many(1200)
+        with Senders(self.database, senders=6) as senders:
+            sent = senders.join(*senders.start(6))
+            self.assertEqual(sum(sent), 1200)
+            self.assertGreaterEqual(sum(map(bool, sent)), 4)
+        self.assertEqual(self.assert_sent(1200), 0)
+
+    def test_one_slot(self):
+        self.queue_many(200)
+        with Senders(self.database, senders=1) as senders:
+            sent = senders.join(*senders.start(6))
+            self.assertEqual(sorted(sent), [0, 0, 0, 0, 0, 200])
+        self.assertEqual(self.assert_sent(200), 0)
+
+    def test_rate(self):
+        self.queue_many(60)
+        with Senders(self.database, senders=4, rate=600) as senders:
+            senders.join(*senders.start(4))
+            self.drain(senders)
+        self.assertEqual(self.assert_sent(60), 0)
+        times = sorted(m.time for m in self.server.received)
+        for i, start in enumerate(times):
+            within = [t for t in times[i:] if t < start + 1]
+            self.assertLessEqual(len(within), 20)
+        self.assertLessEqual(60 / (times[-1] - times[0]), 660 / 60 * 1.1)
+
+    def test_one_of_three_killed(self):
+        self.queue_many(600)
+        with Senders(self.database, senders=3) as senders:
+            killed, *others = senders.start(3)
+            self.server.wait_for(50)
+            os.kill(killed, signal.SIGKILL)
+            senders.join(*others)
+            # What the dead one held is not lost but waits for the next run
+            self.drain(senders)
+        self.assertLessEqual(self.assert_sent(600), 4)
+
+    def test_connection_cut_while_another_starts(self):
+        self.queue_many(400)
+        with Senders(self.database, connections=2) as senders:
+            first, = senders.start()
+            self.server.wait_for(50)
+            self.cut_sender()
+            senders.start()
+            self.drain(senders)
+        # What was in flight, and what had arrived since the last record
+        self.assertLessEqual(self.assert_sent(400), 4)
+
+    def cut_sender(self):
+        with self.transaction() as transaction:
+            cursor = transaction.connection.cursor()
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks "
+                "WHERE locktype = 'advisory' AND objsubid = 2 AND granted "
+                "AND database = (SELECT oid FROM pg_database "
+                "WHERE datname = current_database())")
+            self.assertEqual(cursor.fetchall(), [(True,)])
+
+    def test_postgresql_restarted(self):
+        self.queue_many(300)
+        # A commit that is not durable may be lost: not what is tested here
+        with PostgreSQL(durable=True) as postgresql:
+            self.move_to(postgresql)
+            with Senders(self.database, uri=postgresql.uri) as senders:
+                senders.start()
+                self.server.wait_for(30)
+                postgresql.stop('immediate')
+                time.sleep(5)
+                postgresql.start()
+                while self.waiting(postgresql):
+                    senders.join(*senders.start())
+        arrived = self.copies()
+        self.assertEqual(len(arrived), 300)
+        self.assertLessEqual(sum(arrived.values()) - 300, 4)
+
+    def move_to(self, postgresql):
+        "Copy the database to another server"
+        uri = config.get('database', 'uri')
+        postgresql.createdb(self.database)
+        dump = subprocess.run(
+            [bin_directory() / 'pg_dump', '-Fc', f'{uri}{self.database}'],
+            check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run([
+                bin_directory() / 'pg_restore', '-d',
+                f'{postgresql.uri}{self.database}'],
+            check=True, input=dump)
+
+    def waiting(self, postgresql):
+        query = ("SELECT count(*) FROM email_queue "
+            "WHERE state IN ('outbox', 'sending')")
+        count = subprocess.run([
+                bin_directory() / 'psql', '-tAc', query,
+                f'{postgresql.uri}{self.database}'],
+            check=True, stdout=subprocess.PIPE).stdout
+        return int(count)
+
+
+del ProcessTestCase, QueueTestCase
