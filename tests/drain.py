@@ -3,10 +3,12 @@
 """A program that starts senders, one for every line that it reads.
 
 Each is a process of its own, forked from this one so that it is there at
-once. It tells "started PID" and, unless it is killed, "ended PID SENT".
+once. It tells "started PID" and, unless it is killed, "ended PID SENT
+BYTES".
 """
 import logging
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -45,7 +47,8 @@ def send(database):
     except Exception:
         traceback.print_exc()
     finally:
-        tell('ended', os.getpid(), count.sent)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        tell('ended', os.getpid(), count.sent, peak)
         os._exit(0)
 
 
