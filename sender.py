@@ -175,7 +175,9 @@ class Sender:
         for _ in self._threads:
             self._work.put(((), None))
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(BEAT_SECONDS)
+                self._beat()
         self._settle(self._arrived())
         while not self._work.empty():
             _, row = self._work.get()
@@ -185,6 +187,13 @@ class Sender:
             self._accuse()
             self._stopped_early = True
         self._finish(self._suspects.release())
+
+    def _beat(self):
+        try:
+            self.store.beat()
+        except backend.DatabaseOperationalError:
+            # It may be the reason to stop
+            logger.debug("no connection", exc_info=True)
 
     def _log(self):
         if not self._counts:

@@ -1,0 +1,113 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What the documentation says: its examples, options and names."""
+import dataclasses
+import inspect
+import re
+import textwrap
+import unittest
+from pathlib import Path
+
+from trytond.model import fields
+from trytond.pool import Pool, PoolMeta
+from trytond.transaction import Transaction
+
+from .. import email_queue, exceptions, smtp
+from ..policy import Settings
+from .tools import QueueTestCase
+
+ROOT = Path(__file__).resolve().parent.parent
+README, DOC = ROOT / 'README.rst', ROOT / 'doc'
+OPTION = {
+    README: r'^``(\w+)`` +``(\w+)`` ',
+    DOC / 'configuration.rst':
+        r'^``(\w+)``\n=+\n(?:(?!\n=+\n).|\n)*?default value is: ``(\w+)``',
+    }
+FIELD = r'^``(\w+)`` '
+DIRECTIVE = re.compile(
+    r'^ *\.\. (class|classmethod|method|function|attribute|data|exception)::'
+    r' (?:EmailQueue\.)?(\w+)(\(.*\))?$', re.M)
+EXAMPLE = re.compile(
+    r'^(?P<indent> *)\.\. code-block:: python\n(?: +:.*\n)*'
+    r'(?P<code>(?:\n|(?P=indent) +.*\n)+)', re.M)
+
+
+def examples(path):
+    "Return the code of the examples, each with the lines of the page"
+    text = path.read_text('utf-8')
+    return [
+        compile(
+            '\n' * text.count('\n', 0, match.start('code'))
+            + textwrap.dedent(match['code']),
+            path, 'exec')
+        for match in EXAMPLE.finditer(text)]
+
+
+@unittest.skipUnless(
+    README.exists() and DOC.exists(), "the documentation is not installed")
+class DocTestCase(QueueTestCase):
+    "Test the documentation"
+
+    def test_examples(self):
+        "Test the examples run, those of a page one after another"
+        for path in [README, DOC / 'usage.rst']:
+            with self.subTest(page=path.name):
+                self.clear()
+                with self.transaction() as transaction:
+                    names = {'pool': Pool(), 'transaction': transaction}
+                    for code in examples(path):
+                        if 'PoolMeta' in code.co_names:
+                            self.extend(code)
+                        else:
+                            exec(code, names)
+                self.send_all()
+                self.assertTrue(self.server.received)
+
+    def extend(self, code):
+        "Send by the model as the class of an example changes it"
+        names = {'__name__': 'example'}
+        exec(code, names)
+        class_, = (c for c in names.values() if type(c) is PoolMeta)
+        EmailQueue = Pool().get('email.queue')
+        Extended = type('email.queue', (class_, EmailQueue), {})
+        emails = [
+            EmailQueue.queue_mail(
+                'shop@example.com', f'{to}@example.com', 'Subject: Test')[0]
+            for to in ['jane', 'rcpt-550']]
+        Transaction().commit()
+        Extended.send_all()
+        Transaction().commit()
+        self.assertEqual(
+            [EmailQueue(e.id).state for e in emails], ['sent', 'failed'])
+
+    def test_options(self):
+        "Test the options and their defaults"
+        types = {f.name: f.type for f in dataclasses.fields(Settings)}
+        for path, pattern in OPTION.items():
+            with self.subTest(page=path.name):
+                found = re.findall(pattern, path.read_text('utf-8'), re.M)
+                self.assertEqual(
+                    [(name, types[name](value)) for name, value in found],
+                    list(dataclasses.asdict(Settings()).items()))
+
+    def test_reference(self):
+        "Test the names and signatures of the reference"
+        reference = (DOC / 'reference.rst').read_text('utf-8')
+        with self.transaction(readonly=True):
+            email = Pool().get('email.queue')()
+            owners = [
+                email, smtp, smtp.Reply(250, ''), exceptions, email_queue]
+            for type_, name, signature in DIRECTIVE.findall(reference):
+                with self.subTest(name=name):
+                    owner = next(o for o in owners if hasattr(o, name))
+                    if signature:
+                        self.assertEqual(
+                            str(inspect.signature(getattr(owner, name))),
+                            signature)
+        self.assertEqual(
+            re.findall(FIELD, reference, re.M),
+            [name for name, value in vars(email_queue.EmailQueue).items()
+                if isinstance(value, fields.Field)])
+
+
+del QueueTestCase
