@@ -94,12 +94,12 @@ def after(row, outcome, now, settings, chance=random.random):
             attempts=row.attempts + 1,
             first_attempt=row.first_attempt or now)
     if not row.remaining:
-        if not row.refused:
+        if recipients and not row.refused:
             return row._replace(
                 state='sent', accepted=None, sent_at=now, error=None)
-        words = row.refused
+        words = row.refused or "no recipient"
         if row.accepted:
-            count = len(row.accepted.splitlines())
+            count = len(_lines(row.accepted))
             words = (f"delivered to {count} of {len(recipients)} recipients\n"
                 f"{words}")
         elif len(recipients) == 1:
@@ -107,10 +107,11 @@ def after(row, outcome, now, settings, chance=random.random):
         return row._replace(state='failed', error=words)
     if outcome.uncertain:
         words = f"{outcome.uncertain}: the message may have arrived"
-        if row.uncertain or settings.uncertain == 'hold':
+        next_ = now + UNCERTAIN_DELAY
+        if (row.uncertain or settings.uncertain == 'hold'
+                or not _allowed(row, next_, settings)):
             return row._replace(state='failed', uncertain=True, error=words)
-        return row._replace(
-            uncertain=True, scheduled_at=now + UNCERTAIN_DELAY, error=words)
+        return row._replace(uncertain=True, scheduled_at=next_, error=words)
     if outcome.deferred:
         words = '\n'.join(
             f'{a} {w}' for a, w in outcome.deferred.items())
@@ -129,21 +130,28 @@ def after(row, outcome, now, settings, chance=random.random):
 def next_attempt(row, now, settings, chance=random.random):
     "Return when a row is due again after its attempts, None for never"
     doublings = min(row.attempts - 1, 30)
-    delay = min(
-        dt.timedelta(seconds=settings.retry_delay) * 2 ** doublings,
-        RETRY_DELAY_MAX)
-    next_ = now + delay * (0.75 + chance() / 2)
-    if settings.max_attempts and row.attempts >= settings.max_attempts:
-        return None
-    if next_ > row.first_attempt + dt.timedelta(days=settings.give_up):
-        return None
-    if row.expired(next_):
-        return None
-    return next_
+    seconds = min(
+        settings.retry_delay * 2 ** doublings,
+        RETRY_DELAY_MAX.total_seconds())
+    next_ = now + dt.timedelta(seconds=seconds * (0.75 + chance() / 2))
+    return next_ if _allowed(row, next_, settings) else None
+
+
+def _allowed(row, next_, settings):
+    "Return whether the limits allow another attempt at that time"
+    return not (
+        (settings.max_attempts and row.attempts >= settings.max_attempts)
+        or next_ - row.first_attempt > dt.timedelta(days=settings.give_up)
+        or row.expired(next_))
+
+
+def _lines(text):
+    # splitlines would find more of them in an address than were written
+    return text.split('\n') if text else []
 
 
 def _joined(text, lines):
-    return '\n'.join([*(text or '').splitlines(), *lines]) or None
+    return '\n'.join([*_lines(text), *lines]) or None
 
 
 class Suspects:

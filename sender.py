@@ -356,8 +356,7 @@ def _send(store, email, settings, server):
         if not row.expired(dt.datetime.now()):
             client = _client(store.Model, settings, server=server)
             outcome = _deliver(client, row)
-            if not server:
-                client.close()
+            client.close()
         row = after(row, outcome, dt.datetime.now(), settings)
         store.record([row])
         _log_row(row)

@@ -6,6 +6,7 @@ Knows no database and no pool. What becomes of a message is an
 :class:`Outcome`; nothing else leaves this file.
 """
 import logging
+import math
 import re
 import smtplib
 import threading
@@ -57,6 +58,9 @@ _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
 _codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
 _control = re.compile(r'[\x00-\x1f\x7f]')
+_timeout = re.compile(r'[?&]timeout=(\d+)')
+# Up to the last @, for a password may hold what should have been quoted
+_before_host = re.compile(r'.*@|[^/@]*//', re.S)
 
 
 class Mail(NamedTuple):
@@ -176,8 +180,8 @@ def alike(words):
 
 def server_name(uri=None):
     "Return host and port of the server, without credentials"
-    uri = config.parse_uri(uri or config.get('email', 'uri'))
-    return uri.netloc.rpartition('@')[2]
+    uri = uri or config.get('email', 'uri')
+    return re.split('[/?#]', _before_host.sub('', uri, count=1))[0]
 
 
 class Client:
@@ -195,13 +199,14 @@ class Client:
     def __init__(self, uri=None, server=None, timeout=60, data_timeout=600,
             messages=100, recipients=50, verdict=verdict):
         self.uri = uri or config.get('email', 'uri')
-        self.timeout = timeout
+        match = _timeout.search(self.uri)
+        self.timeout = int(match[1]) if match else timeout
         self.data_timeout = data_timeout
         self.messages = messages
         self.recipients = recipients
         self.verdict = verdict
         self.pipelining = True
-        self._server = server
+        self._server = self._given = server
         self._session = None
 
     def deliver(self, mail):
@@ -210,12 +215,13 @@ class Client:
         lost = False
         while remaining := outcome.remaining(mail.to_addrs):
             try:
-                session = self._ready_session()
+                session = self._ready_session(self.pipelining and not lost)
             except Exception as error:
                 outcome.trouble = Trouble(_words(error), lasting=True)
                 return outcome
             try:
                 session.send(mail, remaining[:self.recipients], outcome)
+                lost = False
             except _Lost as error:
                 self.drop()
                 if error.uncertain:
@@ -223,7 +229,10 @@ class Client:
                     return outcome
                 if error.silent:
                     self.pipelining = False
-                if lost:
+                if session.stale:
+                    # Not a loss of this message's
+                    continue
+                if lost and not outcome.trouble:
                     outcome.defer(
                         outcome.remaining(remaining),
                         session.step, error.words)
@@ -233,17 +242,17 @@ class Client:
                 self.drop()
                 outcome.refuse(
                     outcome.remaining(remaining), session.step,
-                    f'{type(error).__name__}: {error}')
+                    _printable(f'{type(error).__name__}: {error}'))
             if outcome.trouble:
                 self.drop()
                 return outcome
         return outcome
 
     def close(self):
-        "End the session as the protocol has it"
-        if self._session:
+        "End the session as the protocol has it, if it is the client's own"
+        if self._session and self._session.server is not self._given:
             self._session.quit()
-            self._session = None
+        self._session = None
 
     def drop(self):
         "Close the connection at once"
@@ -251,22 +260,23 @@ class Client:
             self._session.server.close()
             self._session = None
 
-    def _ready_session(self):
+    def _ready_session(self, pipelining):
         if self._session and self._session.messages >= self.messages:
             self.close()
         if not self._session:
             server = _within(OPENING_STEPS * self.timeout, self._connect)
             self._session = _Session(
                 server, self.timeout, self.data_timeout, self.verdict,
-                self.pipelining and server.has_extn('pipelining'))
+                pipelining and server.has_extn('pipelining'))
         return self._session
 
     def _connect(self):
         server, self._server = self._server, None
-        if not server:
+        if not (server and server.sock):
             uri = self.uri
-            if 'timeout=' not in config.parse_uri(uri).query:
-                uri += f'{"&" if "?" in uri else "?"}timeout={self.timeout}'
+            if not _timeout.search(uri):
+                seconds = math.ceil(self.timeout)
+                uri += f'{"&" if "?" in uri else "?"}timeout={seconds}'
             server = get_smtp_server(uri, strict=True)
         server.ehlo_or_helo_if_needed()
         return server
@@ -313,6 +323,11 @@ class _Session:
         self.step = 'mail'
         self._received = b''
 
+    @property
+    def stale(self):
+        "Whether the server may have ended it before this message"
+        return self.messages > 1 and self.step == 'mail'
+
     def send(self, mail, recipients, outcome):
         """Do one SMTP transaction and add to ``outcome``.
 
@@ -323,17 +338,28 @@ class _Session:
         recipients = self._possible(mail, recipients, outcome)
         if not recipients:
             return
+        options = self._offered(mail.rcpt_options)
         commands = [
             self._mail_command(mail, recipients),
-            *(self._rcpt_command(mail, a) for a in recipients),
+            *(_command('RCPT TO:', a, options) for a in recipients),
             b'DATA\r\n']
-        replies = self._ask(commands)
+        replies = []
+        try:
+            self._ask(commands, replies)
+        except _Lost as error:
+            if replies and not error.silent:
+                # What it refused before it closed is refused
+                self._judge(recipients, replies, outcome)
+            raise
+        if replies[0].code == 421 and self.messages > 1:
+            # Idle for too long, or enough for one session
+            raise _Lost(str(replies[0]))
         accepted = self._judge(recipients, replies, outcome)
         started = len(replies) == len(commands) and replies[-1].code == 354
-        if accepted and started:
-            self._transmit(mail, accepted, outcome)
-        elif not outcome.trouble:
-            self._abandon(started)
+        taken = accepted and started and self._transmit(
+            mail, accepted, outcome)
+        if not (taken or outcome.trouble):
+            self._abandon(lone_dot=started and not accepted)
 
     def quit(self):
         try:
@@ -363,7 +389,7 @@ class _Session:
 
     def _size_limit(self):
         try:
-            return int(self.server.esmtp_features.get('size', 0))
+            return max(int(self.server.esmtp_features.get('size', 0)), 0)
         except ValueError:
             return 0
 
@@ -382,9 +408,6 @@ class _Session:
         address = '' if mail.from_addr == '<>' else mail.from_addr
         return _command('MAIL FROM:', address, options)
 
-    def _rcpt_command(self, mail, address):
-        return _command('RCPT TO:', address, self._offered(mail.rcpt_options))
-
     def _offered(self, options):
         "Return the options without those that are ours or not offered"
         kept = []
@@ -400,16 +423,16 @@ class _Session:
             kept.append(option)
         return kept
 
-    def _ask(self, commands):
-        """Return the replies to MAIL, RCPT … and DATA.
+    def _ask(self, commands, replies):
+        """Add the replies to MAIL, RCPT … and DATA to ``replies``.
 
         Fewer than there are commands where going on makes no sense.
         """
-        replies = []
         for batch in self._batches(commands):
             if batch == commands[-1:] and not any(
                     r.good for r in replies[1:]):
                 break
+            self._expect_silence()
             broken = None
             try:
                 self._write(b''.join(batch))
@@ -426,10 +449,9 @@ class _Session:
                     raise _Lost(f"unexpected answer: {reply}", silent=True)
                 replies.append(reply)
                 if reply.code == 421:
-                    return replies
+                    return
             if not replies[0].good:
                 break
-        return replies
 
     def _expected(self, reply):
         return reply.code >= 400 or (
@@ -466,8 +488,6 @@ class _Session:
         if accepted and data and data.code != 354:
             self._blame('data', data, accepted, outcome)
             return []
-        if 421 in {r.code for r in replies}:
-            return []
         return accepted
 
     def _blame(self, step, reply, recipients, outcome):
@@ -480,11 +500,15 @@ class _Session:
             outcome.refuse(recipients, step, str(reply), reply)
 
     def _transmit(self, mail, recipients, outcome):
+        "Return whether the server has taken the message"
+        self._expect_silence()
         self.step = 'body'
         data = mail.data.replace(b'\r\n.', b'\r\n..')
         if data.startswith(b'.'):
             data = b'.' + data
-        data = memoryview(data + b'.\r\n')
+        # A dot that ends no line of its own would be waited for in vain
+        end = b'.\r\n' if data[-2:] in {b'', b'\r\n'} else b'\r\n.\r\n'
+        data = memoryview(data + end)
         reply = None
         for position in range(0, len(data), SLICE_SIZE):
             piece = data[position:position + SLICE_SIZE]
@@ -506,6 +530,7 @@ class _Session:
             outcome.accept(recipients)
         else:
             self._blame('dot', reply, recipients, outcome)
+        return reply.good
 
     def _last_words(self, error):
         "Return the refusal that a server sent before it cut the connection"
@@ -518,15 +543,26 @@ class _Session:
         error.uncertain = self.step == 'dot'
         raise error
 
-    def _abandon(self, started):
-        "End a transaction that has no recipient"
+    def _abandon(self, lone_dot):
+        "End a transaction that the server has not taken"
         self.step = 'rset'
-        if started:
-            # RFC 2920 3.1: only a lone dot ends what 354 began
+        if lone_dot:
+            # RFC 2920 3.1: only this ends what 354 began
             self._write(b'.\r\n')
             self._reply(self.timeout)
+        # Shows, too, whether a server that refused a message waits for the
+        # next one or takes its lines for commands
         self._write(b'RSET\r\n')
-        self._reply(self.timeout)
+        reply = self._reply(self.timeout)
+        if not reply.good:
+            raise _Lost(str(reply))
+
+    def _expect_silence(self):
+        "Give up a server that answers more than it was asked"
+        if self._received:
+            raise _Lost(
+                f"unexpected answer: {_printable(self._received)}",
+                silent=True)
 
     def _write(self, data):
         try:
@@ -539,13 +575,15 @@ class _Session:
     def _reply(self, timeout):
         "Return the next reply, which must be complete in ``timeout`` seconds"
         deadline = time.monotonic() + timeout
-        lines = []
+        code, lines = None, []
         while len(lines) < REPLY_LINES:
             line = self._line(deadline)
             match = _reply_line.fullmatch(line)
             if not match:
                 raise _Lost(
                     f"not an answer: {_printable(line)}", silent=True)
+            if code not in {None, match[1]}:
+                raise _Lost("an answer with two codes", silent=True)
             code, more, text = match.groups()
             lines.append(text or b'')
             if more != b'-':
@@ -589,8 +627,9 @@ def _too_many(reply):
             or (reply.code == 452 and not reply.status)))
 
 
-def _printable(line):
-    text = line.decode('utf-8', 'replace')
+def _printable(text):
+    if isinstance(text, bytes):
+        text = text.decode('utf-8', 'replace')
     text = ''.join(c if c.isprintable() else ' ' for c in text)
     return ' '.join(text.split())[:WORDS_LENGTH]
 
@@ -598,10 +637,7 @@ def _printable(line):
 def _words(error):
     "Return what an error says, without anything of the configuration"
     if isinstance(error, smtplib.SMTPResponseException):
-        text = error.smtp_error
-        if isinstance(text, str):
-            text = text.encode('utf-8', 'replace')
-        return f'{error.smtp_code} {_printable(text)}'
+        return f'{error.smtp_code} {_printable(error.smtp_error)}'
     if isinstance(error, TimeoutError) or str(error).endswith('timed out'):
         # smtplib makes a disconnection of it
         return "timed out"
@@ -609,6 +645,5 @@ def _words(error):
         return "the connection was closed"
     if isinstance(error, (OSError, smtplib.SMTPException)):
         text = getattr(error, 'strerror', None) or str(error)
-        return _printable(text.encode('utf-8', 'replace')) or (
-            type(error).__name__)
+        return _printable(text) or type(error).__name__
     return type(error).__name__

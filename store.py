@@ -72,8 +72,8 @@ class Row(NamedTuple):
     @property
     def remaining(self):
         "The recipients that the message has still to go to"
-        accepted = set((self.accepted or '').splitlines())
-        refused = tuple((self.refused or '').splitlines())
+        accepted = (self.accepted or '').split('\n')
+        refused = (self.refused or '').split('\n')
         return [
             a for a in message.split_addresses(self.to_addrs)
             if a not in accepted

@@ -1,0 +1,634 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""When to try again and how fast: no database, no server and no waiting."""
+import datetime as dt
+import unittest
+from types import SimpleNamespace
+from unittest.mock import patch
+
+from trytond.modules.email_queue import policy
+from trytond.modules.email_queue.exceptions import EmailQueueError
+from trytond.modules.email_queue.policy import (
+    ALIKE, HELD_ROWS, Pace, Patience, Settings, Suspects, Throttle, after,
+    next_attempt)
+from trytond.modules.email_queue.smtp import Outcome, Trouble
+from trytond.modules.email_queue.store import Row
+
+from .tools import configured
+
+NOW = dt.datetime(2024, 2, 29, 12, 0)
+A, B, C = 'a@example.com', 'b@example.com', 'c@example.com'
+BUSY = Trouble('421 4.3.2 busy')
+DOWN = Trouble('Connection refused', lasting=True)
+
+
+def at(**delta):
+    return NOW + dt.timedelta(**delta)
+
+
+def make_row(to=(A, B, C), **values):
+    fields = dict.fromkeys(Row._fields)
+    fields.update(
+        id=1, state='sending', to_addrs=', '.join(to), attempts=0, crashes=0,
+        uncertain=False, scheduled_at=at(seconds=-5))
+    fields.update(values)
+    return Row(**fields)
+
+
+# What is recorded: the row, the outcome, the settings, what changes
+FIRST = {'attempts': 1, 'first_attempt': NOW}
+SENT = {**FIRST, 'state': 'sent', 'sent_at': NOW}
+AFTER = {
+    # Not handed over
+    "given back": (
+        {}, None, {}, {}),
+    "given back, not yet expired": (
+        {'expires_at': at(seconds=1)}, None, {}, {}),
+    "expired": (
+        {'expires_at': NOW}, None, {},
+        {'state': 'failed', 'error': "expired"}),
+    "expired long ago": (
+        {'expires_at': at(days=-9)}, None, {},
+        {'state': 'failed', 'error': "expired"}),
+    "given back with what was": (
+        {'attempts': 3, 'first_attempt': at(hours=-1), 'error': "451",
+            'accepted': A, 'refused': f'{B} 550'}, None, {}, {}),
+
+    # Accepted
+    "accepted": (
+        {}, Outcome([A, B, C]), {}, SENT),
+    "accepted by the only one": (
+        {'to': [A]}, Outcome([A]), {}, SENT),
+    "accepted after others": (
+        {'accepted': f'{A}\n{B}', 'attempts': 2, 'error': "451",
+            'first_attempt': at(hours=-1)},
+        Outcome([C]), {},
+        {'state': 'sent', 'sent_at': NOW, 'attempts': 3, 'accepted': None,
+            'error': None}),
+    "accepted, though late": (
+        {'expires_at': at(seconds=-1)}, Outcome([A, B, C]), {}, SENT),
+    "accepted, but the server is in trouble": (
+        {}, Outcome([A, B, C], trouble=BUSY), {}, SENT),
+    "accepted, and once uncertain": (
+        {'uncertain': True}, Outcome([A, B, C]), {}, SENT),
+    "accepted in the row already": (
+        {'to': [A], 'accepted': A}, Outcome(), {},
+        {'state': 'sent', 'sent_at': NOW, 'accepted': None}),
+
+    # Refused
+    "refused": (
+        {'to': [A]}, Outcome(refused={A: "550 no"}), {},
+        {**FIRST, 'state': 'failed', 'refused': f'{A} 550 no',
+            'error': "550 no"}),
+    "refused by all": (
+        {'to': [A, B]}, Outcome(refused={A: "550 no", B: "551 no"}), {},
+        {**FIRST, 'state': 'failed', 'refused': f'{A} 550 no\n{B} 551 no',
+            'error': f'{A} 550 no\n{B} 551 no'}),
+    "refused by one": (
+        {}, Outcome([A, C], refused={B: "550 no"}), {},
+        {**FIRST, 'state': 'failed', 'accepted': f'{A}\n{C}',
+            'refused': f'{B} 550 no',
+            'error': f"delivered to 2 of 3 recipients\n{B} 550 no"}),
+    "refused by the last": (
+        {'accepted': A, 'refused': f'{B} 550 no', 'attempts': 1,
+            'first_attempt': at(hours=-1)},
+        Outcome(refused={C: "551 no"}), {},
+        {'state': 'failed', 'attempts': 2,
+            'refused': f'{B} 550 no\n{C} 551 no',
+            'error': "delivered to 1 of 3 recipients\n"
+            f"{B} 550 no\n{C} 551 no"}),
+    "accepted by the last": (
+        {'accepted': A, 'refused': f'{B} 550 no', 'attempts': 1,
+            'first_attempt': at(hours=-1)},
+        Outcome([C]), {},
+        {'state': 'failed', 'attempts': 2, 'accepted': f'{A}\n{C}',
+            'error': f"delivered to 2 of 3 recipients\n{B} 550 no"}),
+    "no recipient": (
+        {'to': []}, Outcome(), {},
+        {'state': 'failed', 'error': "no recipient"}),
+    "nothing but commas": (
+        {'to_addrs': ', ,'}, Outcome(), {},
+        {'state': 'failed', 'error': "no recipient"}),
+
+    # Deferred
+    "deferred": (
+        {'to': [A]}, Outcome(deferred={A: "451 later"}), {},
+        {**FIRST, 'state': 'outbox', 'scheduled_at': at(seconds=60),
+            'error': "451 later"}),
+    "deferred by all": (
+        {'to': [A, B]}, Outcome(deferred={A: "451 later", B: "450 full"}), {},
+        {**FIRST, 'state': 'outbox', 'scheduled_at': at(seconds=60),
+            'error': f"{A} 451 later\n{B} 450 full"}),
+    "deferred by one": (
+        {}, Outcome([A], refused={B: "550 no"}, deferred={C: "451 later"}),
+        {},
+        {**FIRST, 'state': 'outbox', 'scheduled_at': at(seconds=60),
+            'accepted': A, 'refused': f'{B} 550 no',
+            'error': f"{C} 451 later"}),
+    "deferred once more": (
+        {'to': [A], 'attempts': 2, 'first_attempt': at(seconds=-180)},
+        Outcome(deferred={A: "451 later"}), {},
+        {'state': 'outbox', 'attempts': 3, 'scheduled_at': at(seconds=240),
+            'error': "451 later"}),
+    "deferred and the server in trouble": (
+        {'to': [A, B]}, Outcome(deferred={A: "451 later"}, trouble=DOWN), {},
+        {**FIRST, 'state': 'outbox', 'scheduled_at': at(seconds=60),
+            'error': f"{A} 451 later"}),
+    "gave up by number": (
+        {'to': [A]}, Outcome(deferred={A: "451 later"}), {'max_attempts': 1},
+        {**FIRST, 'state': 'failed', 'error': "gave up: 451 later"}),
+    "gave up by age": (
+        {'to': [A], 'attempts': 9, 'first_attempt': at(days=-5)},
+        Outcome(deferred={A: "451 later"}), {},
+        {'attempts': 10, 'state': 'failed', 'error': "gave up: 451 later"}),
+    "gave up, as it will be expired": (
+        {'to': [A], 'expires_at': at(seconds=60)},
+        Outcome(deferred={A: "451 later"}), {},
+        {**FIRST, 'state': 'failed', 'error': "gave up: 451 later"}),
+
+    # Uncertain
+    "uncertain": (
+        {}, Outcome(uncertain="timed out"), {},
+        {**FIRST, 'uncertain': True, 'scheduled_at': at(minutes=15),
+            'error': "timed out: the message may have arrived"}),
+    "uncertain again": (
+        {'uncertain': True, 'attempts': 1, 'first_attempt': at(minutes=-15)},
+        Outcome(uncertain="timed out"), {},
+        {'attempts': 2, 'state': 'failed',
+            'error': "timed out: the message may have arrived"}),
+    "uncertain, to be held": (
+        {}, Outcome(uncertain="timed out"), {'uncertain': 'hold'},
+        {**FIRST, 'uncertain': True, 'state': 'failed',
+            'error': "timed out: the message may have arrived"}),
+    "uncertain after some": (
+        {}, Outcome([A], refused={B: "550 no"}, uncertain="timed out"), {},
+        {**FIRST, 'uncertain': True, 'scheduled_at': at(minutes=15),
+            'accepted': A, 'refused': f'{B} 550 no',
+            'error': "timed out: the message may have arrived"}),
+    "uncertain and soon expired": (
+        {'expires_at': at(minutes=15)}, Outcome(uncertain="timed out"), {},
+        {**FIRST, 'uncertain': True, 'state': 'failed',
+            'error': "timed out: the message may have arrived"}),
+    "uncertain at the last attempt": (
+        {}, Outcome(uncertain="timed out"), {'max_attempts': 1},
+        {**FIRST, 'uncertain': True, 'state': 'failed',
+            'error': "timed out: the message may have arrived"}),
+    "uncertain at the end of its days": (
+        {'attempts': 7, 'first_attempt': at(days=-5)},
+        Outcome(uncertain="timed out"), {},
+        {'attempts': 8, 'uncertain': True, 'state': 'failed',
+            'error': "timed out: the message may have arrived"}),
+
+    # The server's trouble
+    "trouble": (
+        {}, Outcome(trouble=BUSY), {},
+        {'scheduled_at': at(minutes=1), 'error': BUSY.words}),
+    "lasting trouble": (
+        {}, Outcome(trouble=DOWN), {}, {'error': DOWN.words}),
+    "trouble after other attempts": (
+        {'attempts': 2, 'first_attempt': at(days=-9), 'uncertain': True},
+        Outcome(trouble=BUSY), {'max_attempts': 1},
+        {'scheduled_at': at(minutes=1), 'error': BUSY.words}),
+    "trouble after some were accepted": (
+        {}, Outcome([A], trouble=BUSY), {},
+        {**FIRST, 'accepted': A, 'scheduled_at': at(minutes=1),
+            'error': BUSY.words}),
+    "lasting trouble after some were refused": (
+        {}, Outcome(refused={A: "550 no"}, trouble=DOWN), {},
+        {**FIRST, 'refused': f'{A} 550 no', 'error': DOWN.words}),
+    }
+
+
+class AfterTestCase(unittest.TestCase):
+    "Test what becomes of a row"
+
+    def test_table(self):
+        for name, (values, outcome, settings, expected) in AFTER.items():
+            with self.subTest(name):
+                row = make_row(**values)
+                self.assertEqual(
+                    after(
+                        row, outcome, NOW, Settings(**settings),
+                        chance=lambda: .5),
+                    row._replace(**{'state': 'outbox', **expected}))
+
+    def test_no_words_without_trouble(self):
+        "Test that every row that is not sent tells why"
+        for name, (values, outcome, settings, _) in AFTER.items():
+            with self.subTest(name):
+                row = after(
+                    make_row(**values), outcome, NOW, Settings(**settings))
+                self.assertIn(row.state, {'sent', 'failed', 'outbox'})
+                if outcome:
+                    self.assertEqual(bool(row.error), row.state != 'sent')
+
+    def test_recipients_of_the_next_attempt(self):
+        for outcome, remaining in [
+                (Outcome([A], {B: "550"}, {C: "451"}), [C]),
+                (Outcome([A], trouble=BUSY), [B, C]),
+                (Outcome([B], uncertain="lost"), [A, C]),
+                (Outcome(refused={A: "550"}, trouble=DOWN), [B, C]),
+                ]:
+            with self.subTest(outcome):
+                row = after(make_row(), outcome, NOW, Settings())
+                self.assertEqual(row.remaining, remaining)
+
+
+class NextAttemptTestCase(unittest.TestCase):
+    "Test when and whether a row is tried again"
+
+    def next_(self, attempts=1, chance=.5, first=NOW, expires=None, **values):
+        row = make_row(
+            attempts=attempts, first_attempt=first, expires_at=expires)
+        next_ = next_attempt(row, NOW, Settings(**values), lambda: chance)
+        return next_ and (next_ - NOW).total_seconds()
+
+    def test_delay(self):
+        for attempts, seconds in [
+                (1, 60), (2, 120), (3, 240), (4, 480), (8, 7680),
+                (9, 14400), (10, 14400), (31, 14400), (10 ** 6, 14400)]:
+            with self.subTest(attempts):
+                self.assertEqual(self.next_(attempts), seconds)
+
+    def test_chance(self):
+        for chance, seconds in [(0, 45), (.5, 60), (1, 75)]:
+            with self.subTest(chance):
+                self.assertEqual(self.next_(chance=chance), seconds)
+        self.assertEqual(self.next_(99, chance=0), .75 * 14400)
+        self.assertEqual(self.next_(99, chance=1), 1.25 * 14400)
+        row = make_row(attempts=1, first_attempt=NOW)
+        delays = {
+            (next_attempt(row, NOW, Settings()) - NOW).total_seconds()
+            for _ in range(1000)}
+        self.assertGreater(len(delays), 900)
+        self.assertGreaterEqual(min(delays), 45)
+        self.assertLessEqual(max(delays), 75)
+
+    def test_retry_delay(self):
+        for retry_delay, attempts, seconds in [
+                (1e-3, 1, .001), (1e-3, 99, 14400), (1, 1, 1), (1, 4, 8),
+                (3600, 3, 14400), (86400, 1, 14400), (1e9 - 1, 99, 14400)]:
+            with self.subTest(retry_delay=retry_delay, attempts=attempts):
+                self.assertEqual(
+                    self.next_(attempts, retry_delay=retry_delay), seconds)
+
+    def test_give_up(self):
+        for first, give_up, tried in [
+                (at(days=-4), 5, True),
+                (at(days=-5, seconds=60), 5, True),
+                (at(days=-5, seconds=59), 5, False),
+                (at(days=-5), 5, False),
+                (at(days=-5), 6, True),
+                (NOW, .001, True),
+                (NOW, .0005, False),
+                (at(days=-9999), 1e9 - 1, True),
+                ]:
+            with self.subTest(first=first, give_up=give_up):
+                self.assertEqual(
+                    self.next_(first=first, give_up=give_up) is not None,
+                    tried)
+
+    def test_max_attempts(self):
+        for attempts, max_attempts, tried in [
+                (1, 0, True), (999, 0, True), (1, 1, False), (1, 2, True),
+                (2, 2, False), (3, 2, False)]:
+            with self.subTest(attempts=attempts, max_attempts=max_attempts):
+                self.assertEqual(
+                    self.next_(attempts, max_attempts=max_attempts)
+                    is not None,
+                    tried)
+
+    def test_expires_at(self):
+        for expires, tried in [
+                (None, True), (at(seconds=61), True), (at(seconds=60), False),
+                (NOW, False), (at(days=-1), False)]:
+            with self.subTest(expires):
+                self.assertEqual(
+                    self.next_(expires=expires) is not None, tried)
+
+
+class SettingsTestCase(unittest.TestCase):
+    "Test reading the configuration"
+
+    def setUp(self):
+        super().setUp()
+        patcher = patch.object(
+            policy, 'gettext',
+            lambda message, **values: f'{message} {values}')
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def read(self, **values):
+        with configured(**{
+                    **dict.fromkeys(vars(Settings())), **values}):
+            return Settings.read()
+
+    def test_default(self):
+        self.assertEqual(self.read(), Settings())
+        self.assertEqual(Settings(), Settings(
+                senders=1, connections=2, rate=0, messages_per_connection=100,
+                recipients=50, run_time=50, timeout=60, data_timeout=600,
+                uncertain='retry', retry_delay=60, give_up=5, max_attempts=0))
+
+    def test_values(self):
+        for name, text, value in [
+                ('senders', '8', 8),
+                ('connections', '16', 16),
+                ('rate', '0', 0),
+                ('rate', '0.5', .5),
+                ('rate', '600', 600),
+                ('messages_per_connection', '1', 1),
+                ('recipients', '1000', 1000),
+                ('run_time', '0.1', .1),
+                ('timeout', '5', 5),
+                ('data_timeout', ' 30 ', 30),
+                ('uncertain', 'hold', 'hold'),
+                ('uncertain', 'retry', 'retry'),
+                ('retry_delay', '0.25', .25),
+                ('give_up', '1e3', 1000),
+                ('max_attempts', '0', 0),
+                ('max_attempts', '7', 7),
+                ]:
+            with self.subTest(f'{name} = {text}'):
+                self.assertEqual(
+                    self.read(**{name: text}), Settings(**{name: value}))
+
+    def test_all_values(self):
+        settings = Settings(
+            senders=2, connections=3, rate=4, messages_per_connection=5,
+            recipients=6, run_time=7, timeout=8, data_timeout=9,
+            uncertain='hold', retry_delay=10, give_up=11, max_attempts=12)
+        self.assertEqual(self.read(**vars(settings)), settings)
+
+    def test_invalid(self):
+        for name, text in [
+                ('senders', '0'),
+                ('senders', '-1'),
+                ('senders', '1.5'),
+                ('senders', 'many'),
+                ('connections', '0'),
+                ('rate', '-1'),
+                ('rate', 'nan'),
+                ('rate', 'inf'),
+                ('rate', 'fast'),
+                ('messages_per_connection', '0'),
+                ('recipients', '0'),
+                ('run_time', '0'),
+                ('timeout', '0'),
+                ('timeout', 'None'),
+                ('data_timeout', '-600'),
+                ('uncertain', 'Retry'),
+                ('uncertain', 'drop'),
+                ('retry_delay', '0'),
+                ('retry_delay', '1 minute'),
+                ('give_up', '0'),
+                ('give_up', '1e9'),
+                ('max_attempts', '-1'),
+                ('max_attempts', '10000000000'),
+                ]:
+            with self.subTest(f'{name} = {text}'):
+                with self.assertRaises(EmailQueueError) as raised:
+                    self.read(**{name: text})
+                self.assertIn(repr(name), str(raised.exception))
+                self.assertIn(repr(text), str(raised.exception))
+
+    def test_values_fit_what_is_computed(self):
+        "Test that no setting that is valid makes a message fail to be kept"
+        for name in ['retry_delay', 'give_up']:
+            for value in [1e-3, 1e9 - 1]:
+                settings = Settings(**{name: value})
+                for attempts in [0, 1, 50]:
+                    row = make_row(
+                        attempts=attempts, first_attempt=at(days=-1))
+                    for outcome in [
+                            Outcome(deferred={A: "451"}, trouble=BUSY),
+                            Outcome(uncertain="lost")]:
+                        after(row, outcome, NOW, settings)
+
+
+def refusal(words="554 relay denied", refused=(A,)):
+    outcome = Outcome()
+    outcome.refuse(refused, 'rcpt', words)
+    return outcome
+
+
+class SuspectsTestCase(unittest.TestCase):
+    "Test rows that are refused alike, one after another"
+
+    def settle(self, *outcomes):
+        "Return what is recorded at once for rows 1, 2 … and what is held"
+        suspects = Suspects()
+        settled = [
+            [row for row, _ in suspects.settle(number, outcome)]
+            for number, outcome in enumerate(outcomes, 1)]
+        return settled, [row for row, _ in suspects.release()]
+
+    def test_table(self):
+        denied, blocked = refusal(), refusal("554 blocked")
+        for name, outcomes, settled, held in [
+                ("nothing", [], [], []),
+                ("accepted", [Outcome([A])] * 2, [[1], [2]], []),
+                ("one", [denied], [[]], [1]),
+                ("alike", [denied] * 3, [[]] * 3, [1, 2, 3]),
+                ("accepted after them", [denied, denied, Outcome([A])],
+                    [[], [], [1, 2, 3]], []),
+                ("accepted in between", [denied, Outcome([A]), denied],
+                    [[], [1, 2], []], [3]),
+                ("another refusal", [denied, denied, blocked],
+                    [[], [], [1, 2]], [3]),
+                ("in turns", [denied, blocked, denied],
+                    [[], [1], [2]], [3]),
+                ("deferred alike", [
+                        Outcome(deferred={A: "451"}, refusal=('rcpt', '451'))
+                        ] * 2, [[], []], [1, 2]),
+                # What tells nothing of it
+                ("trouble", [denied, Outcome(trouble=BUSY), denied],
+                    [[], [2], []], [1, 3]),
+                ("uncertain", [denied, Outcome(uncertain="lost"), denied],
+                    [[], [2], []], [1, 3]),
+                ("a mailbox", [denied, Outcome(refused={A: "550"}), denied],
+                    [[], [2], []], [1, 3]),
+                ("not handed over", [denied, None, denied],
+                    [[], [2], []], [1, 3]),
+                ]:
+            with self.subTest(name):
+                self.assertEqual(self.settle(*outcomes), (settled, held))
+
+    def test_alike(self):
+        "Test that address and digits make no difference"
+        settled, held = self.settle(*(
+                refusal(f"554 5.7.1 <{n}@example.com>: denied, queue {n}Q")
+                for n in range(ALIKE)))
+        self.assertEqual(settled, [[]] * ALIKE)
+        self.assertEqual(len(held), ALIKE)
+
+    def test_count_and_words(self):
+        suspects = Suspects()
+        self.assertEqual(suspects.count, 0)
+        suspects.settle(1, refusal("554 no A"))
+        suspects.settle(2, refusal("554 no A"))
+        self.assertEqual(suspects.count, 2)
+        self.assertEqual(suspects.words, "554 no A")
+        suspects.settle(3, Outcome([A]))
+        self.assertEqual(suspects.count, 0)
+        outcome = Outcome()
+        outcome.defer([A], 'dot', "451 not now")
+        suspects.settle(4, outcome)
+        self.assertEqual((suspects.count, suspects.words), (1, "451 not now"))
+        suspects.release()
+        self.assertEqual(suspects.count, 0)
+
+    def test_released_are_forgotten(self):
+        suspects = Suspects()
+        suspects.settle(1, refusal())
+        self.assertEqual([row for row, _ in suspects.release()], [1])
+        self.assertEqual(suspects.release(), [])
+        self.assertEqual(suspects.settle(2, refusal()), [])
+        self.assertEqual([row for row, _ in suspects.release()], [2])
+
+
+class PatienceTestCase(unittest.TestCase):
+    "Test the pauses for a server in trouble"
+
+    def test_pauses(self):
+        patience = Patience()
+        now, pauses = 1000, []
+        while not patience.exhausted(now):
+            patience.troubled(now)
+            pauses.append(patience.until - now)
+            now = patience.until
+        self.assertEqual(pauses, [1, 2, 4, 8, 16, 32])
+
+    def test_no_trouble(self):
+        patience = Patience()
+        self.assertEqual(patience.until, 0)
+        self.assertFalse(patience.exhausted(10 ** 9))
+
+    def test_trouble_within_a_pause(self):
+        "Test that the trouble of many sessions at once is one"
+        patience = Patience()
+        for now in [1000, 1000.1, 1000.9]:
+            patience.troubled(now)
+            self.assertEqual(patience.until, 1001)
+        patience.troubled(1001)
+        self.assertEqual(patience.until, 1003)
+
+    def test_relieved(self):
+        patience = Patience()
+        for now in [1000, 1001, 1003, 1007]:
+            patience.troubled(now)
+        patience.relieved()
+        self.assertEqual(patience.until, 0)
+        self.assertFalse(patience.exhausted(2000))
+        patience.troubled(2000)
+        self.assertEqual(patience.until, 2001)
+        self.assertFalse(patience.exhausted(2001))
+
+    def test_trouble_that_takes_its_time(self):
+        "Test that answers that are slow count for the minute, too"
+        patience = Patience()
+        patience.troubled(1000)
+        self.assertFalse(patience.exhausted(1000))
+        patience.troubled(1059)
+        self.assertTrue(patience.exhausted(1059))
+
+
+class Clock(SimpleNamespace):
+    "In the place of the module time"
+    now = 1000
+
+    def monotonic(self):
+        return self.now
+
+
+class ClockTestCase(unittest.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.clock = Clock()
+        patcher = patch.object(policy, 'time', self.clock)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+
+class PaceTestCase(ClockTestCase):
+    "Test how many rows are held"
+
+    def test_start(self):
+        self.assertEqual(Pace(1).rows(), 1)
+        self.assertEqual(Pace(16).rows(), 16)
+
+    def test_table(self):
+        for connections, seconds, per_step, rows in [
+                (2, 10, 0, 2),  # none within the last second
+                (2, 10, .1, 2),  # slower than there are connections
+                (2, 10, 5, 50),
+                (2, 10, 40, 400),
+                (2, 10, 1000, 2 * HELD_ROWS),
+                (1, 10, 1000, HELD_ROWS),
+                (2, .5, 5, 50),  # just begun
+                ]:
+            with self.subTest(
+                    connections=connections, seconds=seconds,
+                    per_step=per_step):
+                pace = Pace(connections)
+                for _ in range(int(seconds * 10)):
+                    self.clock.now += .1
+                    pace.finished(per_step)
+                self.assertAlmostEqual(pace.rows(), rows, delta=rows / 9)
+
+    def test_first_results(self):
+        "Test that a few at once are not taken for a high rate for ever"
+        pace = Pace(2)
+        pace.finished(10)
+        self.assertLessEqual(pace.rows(), 2 * HELD_ROWS)
+        self.clock.now += 1.1
+        self.assertEqual(pace.rows(), 2)
+
+    def test_stalled_server(self):
+        pace = Pace(2)
+        self.clock.now += 10
+        pace.finished(300)
+        self.assertEqual(pace.rows(), 300)
+        self.clock.now += 2
+        self.assertEqual(pace.rows(), 2)
+
+    def test_memory(self):
+        pace = Pace(2)
+        for _ in range(10000):
+            self.clock.now += .01
+            pace.finished(1)
+            pace.rows()
+        self.assertLess(len(pace._finished), 200)
+
+
+class ThrottleTestCase(ClockTestCase):
+    "Test whose turn is when"
+
+    def test_no_limit(self):
+        throttle = Throttle(0)
+        self.assertEqual([throttle.turn() for _ in range(3)], [1000] * 3)
+
+    def test_even(self):
+        throttle = Throttle(60)
+        self.assertEqual(
+            [throttle.turn() for _ in range(4)], [1001, 1002, 1003, 1004])
+
+    def test_rate(self):
+        "Test that no minute holds more than the rate"
+        for rate in [.5, 7, 600, 12345]:
+            throttle = Throttle(rate)
+            turns = [throttle.turn() for _ in range(int(rate) * 3 + 2)]
+            self.assertAlmostEqual(turns[0], 1000 + 60 / rate)
+            for one, other in zip(turns, turns[int(rate) + 1:]):
+                self.assertGreater(other - one, 60)
+
+    def test_turns_that_nobody_took_are_gone(self):
+        throttle = Throttle(60)
+        throttle.turn()
+        self.clock.now = 1100
+        self.assertEqual(
+            [throttle.turn() for _ in range(3)], [1100, 1101, 1102])
+
+
+del ClockTestCase
