@@ -2,16 +2,18 @@
 # this repository contains the full copyright notices and license terms.
 
 import datetime as dt
+import logging
 from contextlib import contextmanager
 
 from sql import Column
 from sql.functions import CurrentTimestamp
 
+import trytond.config as config
 from trytond.i18n import gettext
 from trytond.model import Index, ModelSQL, ModelStorage, ModelView, fields
 from trytond.model.exceptions import AccessError
 from trytond.pool import Pool
-from trytond.pyson import Eval
+from trytond.pyson import Bool, Eval, If
 from trytond.tools import slugify
 from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
@@ -20,6 +22,8 @@ from . import message, sender, smtp
 from .exceptions import EmailQueueError
 from .store import forget
 
+logger = logging.getLogger(__name__)
+
 PRIORITIES = {
     'urgent': '10',
     'normal': '20',
@@ -27,6 +31,8 @@ PRIORITIES = {
     }
 # What an error quotes of a value at most
 VALUE_LENGTH = 200
+# The digits that fit any integer of a database
+ID_LENGTH = 18
 
 
 class EmailQueue(ModelSQL, ModelView):
@@ -49,14 +55,23 @@ class EmailQueue(ModelSQL, ModelView):
         help="The number of bytes of the message.")
     mail_options = fields.Char(
         "Mail Options", readonly=True,
+        states={
+            'invisible': ~Eval('mail_options'),
+            },
         help="The ESMTP options of the sender, separated by spaces.")
     rcpt_options = fields.Char(
         "Recipient Options", readonly=True,
+        states={
+            'invisible': ~Eval('rcpt_options'),
+            },
         help="The ESMTP options of each recipient, separated by spaces.")
     subject = fields.Char("Subject", readonly=True)
     message_id = fields.Char("Message-ID", readonly=True)
     resource = fields.Reference(
         "Record", selection='get_resources', readonly=True,
+        states={
+            'invisible': ~Eval('resource'),
+            },
         help="The record that the email is about.")
     priority = fields.Selection([
             (PRIORITIES['urgent'], "Urgent"),
@@ -68,29 +83,55 @@ class EmailQueue(ModelSQL, ModelView):
         help="The email is not sent before.")
     expires_at = fields.Timestamp(
         "Expires at", readonly=True,
+        states={
+            'invisible': ~Eval('expires_at'),
+            },
         help="The email is not sent after.")
     accepted = fields.Text(
         "Accepted", readonly=True,
+        states={
+            'invisible': ~Eval('accepted'),
+            },
         help="The recipients that the server has accepted.")
     refused = fields.Text(
         "Refused", readonly=True,
+        states={
+            'invisible': ~Eval('refused'),
+            },
         help="The recipients that the server has refused for good, "
         "each with its answer.")
     attempts = fields.Integer(
         "Attempts", required=True, readonly=True,
         help="How often the server has decided on the email.")
-    first_attempt = fields.Timestamp("First Attempt", readonly=True)
+    first_attempt = fields.Timestamp(
+        "First Attempt", readonly=True,
+        states={
+            'invisible': ~Eval('first_attempt'),
+            })
     uncertain = fields.Boolean(
         "Uncertain", readonly=True,
+        states={
+            'invisible': ~Eval('uncertain'),
+            },
         help="An attempt broke after the message was transmitted: "
         "it may have arrived.")
     crashes = fields.Integer(
         "Crashes", required=True, readonly=True,
+        states={
+            'invisible': ~Eval('crashes'),
+            },
         help="How often the sender of the email has died.")
     sender = fields.Integer("Sender", readonly=True)
-    sent_at = fields.Timestamp("Sent at", readonly=True)
+    sent_at = fields.Timestamp(
+        "Sent at", readonly=True,
+        states={
+            'invisible': ~Eval('sent_at'),
+            })
     error = fields.Text(
         "Error", readonly=True,
+        states={
+            'invisible': ~Eval('error'),
+            },
         help="The last answer of the server that was not good.")
     state = fields.Selection([
             ('outbox', "Outbox"),
@@ -104,6 +145,8 @@ class EmailQueue(ModelSQL, ModelView):
     def __setup__(cls):
         super().__setup__()
         cls._order.insert(0, ('id', 'DESC'))
+        # Not in a form: the client takes what it rounds for a change
+        cls.create_date.format = '%H:%M:%S'
 
         t = cls.__table__()
         cls._sql_indexes.update({
@@ -172,6 +215,17 @@ class EmailQueue(ModelSQL, ModelView):
         return [(None, ""), *models]
 
     @classmethod
+    def view_attributes(cls):
+        state = Eval('state', '')
+        return super().view_attributes() + [
+            ('/tree', 'visual',
+                If(state == 'failed', 'danger',
+                    If((state == 'outbox') & Bool(Eval('error')), 'warning',
+                        If(state.in_(['sent', 'cancelled']), 'muted', ''))),
+                ['state', 'error']),
+            ]
+
+    @classmethod
     def check_modification(cls, mode, emails, values=None, external=False):
         super().check_modification(
             mode, emails, values=values, external=external)
@@ -211,7 +265,10 @@ class EmailQueue(ModelSQL, ModelView):
                 priority=priority, scheduled_at=scheduled_at,
                 expires_at=expires_at, resource=resource)
         with without_check_access():
-            return cls.create([values])
+            emails = cls.create([values])
+        if scheduled_at is None and config.getboolean('queue', 'worker'):
+            Transaction().join(_Push()).put(emails[0])
+        return emails
 
     @classmethod
     def queue_message(
@@ -232,6 +289,72 @@ class EmailQueue(ModelSQL, ModelView):
             from_addr, to_addrs, msg, mail_options, rcpt_options, **keywords)
 
     @classmethod
+    def queue_captured(cls, emails, strict=False):
+        """Queue what core was told to send.
+
+        :param emails: triples of sender, recipients and ``Message`` as of
+            ``smtplib.SMTP.send_message``.
+        :param strict: whether one that can not be queued is an error. Else it
+            becomes a failed record.
+        """
+        resources = cls._archived({m['Message-ID'] for _, _, m in emails})
+        for from_addr, to_addrs, msg in emails:
+            options = cls.captured_options(msg)
+            options.setdefault('resource', resources.get(msg['Message-ID']))
+            try:
+                cls.queue_message(msg, from_addr, to_addrs, **options)
+            except EmailQueueError as error:
+                if strict:
+                    raise
+                cls._queue_failed(from_addr, to_addrs, msg, error)
+
+    @classmethod
+    def captured_options(cls, msg):
+        """Return the keywords of :meth:`queue_mail` for a captured message.
+
+        Those of ``sendmail.set_options``; what is sent to a list is bulk.
+        """
+        options = dict(getattr(msg, 'email_queue', {}))
+        if (msg['List-Id'] or msg['List-Unsubscribe']
+                or str(msg['Precedence']).strip().lower() == 'bulk'):
+            options.setdefault('priority', 'bulk')
+        return options
+
+    @classmethod
+    def _archived(cls, message_ids):
+        "Return the records that archived emails are about by Message-ID"
+        Email = Pool().get('ir.email')
+        t = Email.__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.message_id, t.resource,
+                where=t.message_id.in_(list(map(str, message_ids)))))
+        return dict(cursor.fetchall())
+
+    @classmethod
+    def _queue_failed(cls, from_addr, to_addrs, msg, error):
+        try:
+            data = message.prepare(msg, HOSTNAME)
+        except message.ArgumentError:
+            data = b''
+        subject, message_id = message.describe(data)
+        if not isinstance(to_addrs, str):
+            to_addrs = ', '.join(map(str, to_addrs or [msg['To']]))
+        with without_check_access():
+            cls.create([{
+                        'from_addr': message.printable(
+                            str(from_addr or msg['From'])),
+                        'to_addrs': message.printable(to_addrs),
+                        'msg': data,
+                        'size': len(data),
+                        'subject': subject,
+                        'message_id': message_id,
+                        'scheduled_at': CurrentTimestamp(),
+                        'state': 'failed',
+                        'error': error.message,
+                        }])
+
+    @classmethod
     def _queue_values(
             cls, from_addr, to_addrs, msg, mail_options, rcpt_options,
             priority, scheduled_at, expires_at, resource):
@@ -242,17 +365,15 @@ class EmailQueue(ModelSQL, ModelView):
         utf8 = not all(map(str.isascii, [from_addr, *to_addrs]))
         data = message.prepare(msg, HOSTNAME, utf8=utf8)
         subject, message_id = message.describe(data)
-        if priority not in PRIORITIES:
+        if not isinstance(priority, str) or priority not in PRIORITIES:
             raise message.ArgumentError(
                 'priority', priority, 'msg_priority_invalid')
         now = dt.datetime.now()
-        if scheduled_at is None:
-            scheduled_at = now
-        else:
+        if scheduled_at is not None:
             scheduled_at = _instant('scheduled_at', scheduled_at, now)
         if expires_at is not None:
             expires_at = _instant('expires_at', expires_at, now)
-            if expires_at < scheduled_at:
+            if expires_at <= (scheduled_at or now):
                 raise message.ArgumentError(
                     'expires_at', str(expires_at), 'msg_expires_too_early')
         return {
@@ -266,7 +387,8 @@ class EmailQueue(ModelSQL, ModelView):
             'message_id': message_id,
             'resource': _reference(resource),
             'priority': PRIORITIES[priority],
-            'scheduled_at': scheduled_at,
+            # A worker must find it at the commit, by the clock of the database
+            'scheduled_at': scheduled_at or CurrentTimestamp(),
             'expires_at': expires_at,
             }
 
@@ -280,6 +402,20 @@ class EmailQueue(ModelSQL, ModelView):
             trouble. The emails stay in the queue.
         """
         sender.run(cls)
+
+    @classmethod
+    def send_queued(cls, emails):
+        """Send the emails that are due, as the task of a worker.
+
+        Not only the one that pushed the task. There is no error for the
+        administrator: each task would make one, the scheduled job makes one
+        for all.
+        """
+        try:
+            if not sender.in_trouble():
+                cls.send_all()
+        except EmailQueueError as error:
+            logger.info("left to the scheduled job: %s", error)
 
     def send(self, smtp_server=None):
         """Send this committed email now, whatever its due time.
@@ -313,7 +449,7 @@ class EmailQueue(ModelSQL, ModelView):
                 'crashes': 0,
                 'first_attempt': None,
                 'uncertain': False,
-                'scheduled_at': dt.datetime.now(),
+                'scheduled_at': CurrentTimestamp(),
                 'expires_at': None,
                 'refused': None,
                 'error': None,
@@ -349,6 +485,37 @@ class EmailQueue(ModelSQL, ModelView):
         forget(transaction)
 
 
+class _Push:
+    """Pushes one task for all emails that a transaction queues.
+
+    A data manager as it is the end of the transaction that matters.
+    """
+
+    def __init__(self):
+        self._email = None
+
+    def put(self, email):
+        self._email = email
+
+    def __eq__(self, other):
+        return isinstance(other, _Push) or NotImplemented
+
+    def commit(self, transaction):
+        email, self._email = self._email, None
+        if email:
+            with transaction.set_user(0), transaction.reset_context(), \
+                    transaction.set_context(queue_name='email_queue'):
+                email.__class__.__queue__.send_queued([email])
+
+    def tpc_abort(self, transaction):
+        self._email = None
+
+    def tpc_begin(self, transaction):
+        pass
+
+    tpc_vote = tpc_finish = abort = tpc_begin
+
+
 @contextmanager
 def _argument_errors():
     try:
@@ -371,7 +538,7 @@ def _instant(argument, value, now):
             if value.tzinfo:
                 value = value.astimezone(dt.timezone.utc).replace(tzinfo=None)
             return value
-    except OverflowError:
+    except (OverflowError, ValueError):
         pass
     raise message.ArgumentError(argument, value, 'msg_time_invalid')
 
@@ -382,11 +549,13 @@ def _reference(resource):
     reference = str(resource)
     model, _, id_ = reference.partition(',')
     try:
-        Pool().get(model)
-        saved = int(id_) >= 0
-    except (KeyError, ValueError):
-        saved = False
-    if not saved:
+        # What can not be read would break the list for all
+        valid = (
+            issubclass(Pool().get(model), ModelStorage)
+            and id_.isascii() and id_.isdigit() and len(id_) <= ID_LENGTH)
+    except KeyError:
+        valid = False
+    if not valid:
         raise message.ArgumentError(
             'resource', reference, 'msg_resource_invalid')
-    return reference
+    return f'{model},{int(id_)}'

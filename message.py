@@ -4,14 +4,15 @@
 
 Knows no database and no SMTP server.
 """
+import base64
 import copy
 import quopri
 import re
 from email.errors import (
-    HeaderParseError, NonASCIILocalPartDefect, ObsoleteHeaderDefect)
+    HeaderParseError, MessageError, NonASCIILocalPartDefect,
+    ObsoleteHeaderDefect)
 from email.generator import BytesGenerator
 from email.header import Header, decode_header, make_header
-from email.headerregistry import HeaderRegistry
 from email.message import Message
 from email.utils import formatdate, make_msgid
 from io import BytesIO
@@ -20,8 +21,8 @@ import idna
 
 __all__ = [
     'ArgumentError', 'addresses', 'describe', 'envelope_recipients',
-    'envelope_sender', 'options', 'prepare', 'recipients', 'sender',
-    'split_addresses']
+    'envelope_sender', 'options', 'prepare', 'printable', 'recipients',
+    'sender', 'split_addresses']
 
 NULL_SENDER = '<>'
 
@@ -31,34 +32,48 @@ DROPPED_FIELDS = {b'bcc', b'content-length', b'resent-bcc', b'return-path'}
 LINE_LENGTH = 998
 # RFC 5321 4.5.3.1.1 and 4.5.3.1.2
 LOCAL_PART_LENGTH, DOMAIN_LENGTH = 64, 255
+# More than a subject of LINE_LENGTH characters takes, however it is encoded
+ENCODED_LENGTH = 32 * LINE_LENGTH
 
 _field_name = re.compile(rb'([!-9;-~]+)[ \t]*:')
+_empty_lines = re.compile(rb'(?:\r\n)+(?=[ \t])')
 # RFC 5321 4.1.2, esmtp-param
 _option = re.compile(r'[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?')
-# An address in no need of a parser: the mailbox of RFC 5321 4.1.2 without
-# quotes and literals, more generous than it with dots as some mailboxes are
-_atext = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]"
-_plain_address = re.compile(rf'{_atext}+@[A-Za-z0-9._-]+')
-_dot_string = re.compile(rf'(?:{_atext}|[^\x00-\x7f])+')
+# More generous with dots than RFC 5321 as some mailboxes are
+_dot_string = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\U0010ffff-]+")
 _quoted_string = re.compile(r'"(?:[^"\\\x00-\x1f\x7f]|\\[ -~])*"')
 _label = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?')
 _literal = re.compile(r'\[[A-Za-z0-9:.-]+\]')
 _control = re.compile(r'[\x00-\x1f\x7f]')
 _address_part = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,"])+')
-_headers = HeaderRegistry()
+# The list of addresses of RFC 5322 3.4 without blanks in an address, so that
+# each is found as it stands. There is just one way to match any text: the time
+# is linear.
+_quoted = r'"(?:[^"\\]|\\.)*"'
+_phrase = rf'(?:{_quoted}|[^"<>,:;@()\\])*'
+_atom = r'[^ "<>,:;@()\\[\]]+'
+_spec = rf'(?:{_quoted}|{_atom})@(?:\[[^][ "<>,;@()\\]*\]|{_atom})'
+_separators = re.compile(r'[ ,]*')
+_group = re.compile(rf'{_phrase}:[ ,]*')
+_mailbox = re.compile(
+    rf'(?:{_phrase}< *(?P<angled>{_spec}) *>|(?P<bare>{_spec}))? *'
+    r'(?P<end_of_group>; *)?(?:,|\Z)')
+_comment_part = re.compile(r'\\.|[^\\"()]+|.')
 
 
 class ArgumentError(ValueError):
     """An argument that cannot be queued.
 
-    ``argument`` is its name, ``value`` what is wrong with it as text and
-    ``reason`` the name of one of the module's messages.
+    ``argument`` is its name, ``value`` what is wrong with it as printable text
+    and ``reason`` the name of one of the module's messages.
     """
 
     def __init__(self, argument, value, reason):
         super().__init__(argument, value, reason)
         self.argument = argument
-        self.value = value if isinstance(value, str) else repr(value)
+        if not (isinstance(value, str) and value.isprintable()):
+            value = repr(value)
+        self.value = value
         self.reason = reason
 
 
@@ -70,9 +85,7 @@ def sender(from_addr):
 
     ``<>`` is the null sender (RFC 5321 4.5.5).
     """
-    if not isinstance(from_addr, str):
-        raise ArgumentError('from_addr', from_addr, 'msg_address_invalid')
-    if from_addr.strip() == NULL_SENDER:
+    if isinstance(from_addr, str) and from_addr.strip(' ') == NULL_SENDER:
         return NULL_SENDER
     found = addresses('from_addr', from_addr)
     if not found:
@@ -90,12 +103,9 @@ def recipients(to_addrs):
     if isinstance(to_addrs, str):
         found = addresses('to_addrs', to_addrs)
     else:
-        try:
-            items = list(to_addrs)
-        except TypeError:
-            raise ArgumentError('to_addrs', to_addrs, 'msg_address_invalid')
+        to_addrs = _items('to_addrs', to_addrs, 'msg_address_invalid')
         found = []
-        for item in items:
+        for item in to_addrs:
             parsed = addresses('to_addrs', item)
             if not parsed:
                 raise ArgumentError('to_addrs', item, 'msg_address_invalid')
@@ -111,6 +121,16 @@ def recipients(to_addrs):
     return list(once.values())
 
 
+def _items(argument, values, reason):
+    if isinstance(values, (bytes, bytearray, memoryview)):
+        raise ArgumentError(argument, values, reason)
+    try:
+        iterator = iter(values)
+    except TypeError:
+        raise ArgumentError(argument, values, reason)
+    return list(iterator)
+
+
 def addresses(argument, text):
     """Return the bare addresses of ``text`` (RFC 5322 3.4), in order.
 
@@ -119,48 +139,71 @@ def addresses(argument, text):
     if not isinstance(text, str):
         raise ArgumentError(argument, text, 'msg_address_invalid')
     if _control.search(text):
-        raise ArgumentError(argument, repr(text), 'msg_address_control')
-    if _plain_address.fullmatch(text):
-        return [_checked(argument, text, text)]
-    return [_checked(argument, text, a) for a in _parsed(argument, text)]
+        raise ArgumentError(argument, text, 'msg_address_control')
+    return [_checked(argument, a) for a in _parsed(argument, text)]
 
 
 def _parsed(argument, text):
-    try:
-        header = _headers('To', text)
-        found = [a.addr_spec for a in header.addresses]
-    except Exception:
-        # The standard library's parser runs past the end of some inputs
+    found, position, in_group = [], 0, False
+    if '(' in text:
+        text = _without_comments(argument, text)
+    while position < len(text):
+        position = _separators.match(text, position).end()
+        if not in_group and (match := _group.match(text, position)):
+            in_group, position = True, match.end()
+        match = _mailbox.match(text, position)
+        if not match or (match['end_of_group'] and not in_group):
+            raise ArgumentError(
+                argument, text[position:].strip(), 'msg_address_invalid')
+        if address := match['angled'] or match['bare']:
+            found.append(address)
+        if match['end_of_group']:
+            in_group = False
+        position = match.end()
+    if in_group:
         raise ArgumentError(argument, text, 'msg_address_invalid')
-    for defect in header.defects:
-        if not isinstance(
-                defect, (ObsoleteHeaderDefect, NonASCIILocalPartDefect)):
-            raise ArgumentError(argument, text, 'msg_address_invalid')
-    for address in found:
-        # What was decoded or put together is not what was asked for
-        if address not in text:
-            raise ArgumentError(argument, text, 'msg_address_invalid')
     return found
 
 
-def _checked(argument, text, address):
+def _without_comments(argument, text):
+    "Return ``text`` with a blank for each comment, which can be nested"
+    kept, depth, quoted = [], 0, False
+    for part in _comment_part.findall(text):
+        if part == '(' and not quoted:
+            depth += 1
+        elif part == ')' and depth:
+            depth -= 1
+            part = ' '
+        elif part == '"' and not depth:
+            quoted = not quoted
+        if not depth:
+            kept.append(part)
+    if depth:
+        raise ArgumentError(argument, text, 'msg_address_invalid')
+    return ''.join(kept)
+
+
+def _checked(argument, address):
     local, _, domain = address.rpartition('@')
+    # Nobody means a blank or a mark without width that is not ASCII
+    if (not local.isprintable()
+            or len(local.encode('utf-8')) > LOCAL_PART_LENGTH
+            or not (_dot_string.fullmatch(local)
+                or _quoted_string.fullmatch(local))):
+        raise ArgumentError(argument, address, 'msg_address_invalid')
     try:
         domain = _ascii_domain(domain)
-        octets = len(local.encode('utf-8'))
     except UnicodeError:
-        raise ArgumentError(argument, text, 'msg_address_invalid')
-    if (not (_dot_string.fullmatch(local) or _quoted_string.fullmatch(local))
-            or octets > LOCAL_PART_LENGTH
-            or len(domain) > DOMAIN_LENGTH
+        raise ArgumentError(argument, address, 'msg_address_invalid')
+    if (len(domain) > DOMAIN_LENGTH
             or not (_literal.fullmatch(domain)
                 or all(map(_label.fullmatch, domain.split('.'))))):
-        raise ArgumentError(argument, text, 'msg_address_invalid')
+        raise ArgumentError(argument, address, 'msg_address_invalid')
     return f'{local}@{domain}'
 
 
 def _ascii_domain(domain):
-    if domain.isascii():
+    if domain.isascii() or len(domain) > DOMAIN_LENGTH:
         return domain
     # Python's own codec is IDNA 2003, for which straße is strasse
     return idna.encode(domain, uts46=True, transitional=False).decode('ascii')
@@ -175,18 +218,13 @@ def options(argument, values):
     "Return the list of ESMTP parameters (RFC 5321 4.1.2) of ``values``"
     if isinstance(values, str):
         values = [values]
-    try:
-        values = list(values)
-    except TypeError:
-        raise ArgumentError(argument, values, 'msg_option_invalid')
     found = []
-    for value in values:
+    for value in _items(argument, values, 'msg_option_invalid'):
         if not isinstance(value, str):
             raise ArgumentError(argument, value, 'msg_option_invalid')
-        for option in value.split(' '):
+        for option in filter(None, value.split(' ')):
             if not _option.fullmatch(option):
-                raise ArgumentError(
-                    argument, repr(value), 'msg_option_invalid')
+                raise ArgumentError(argument, option, 'msg_option_invalid')
             found.append(option)
     return found
 
@@ -217,19 +255,47 @@ def envelope_recipients(message):
 def _resent(message):
     if not isinstance(message, Message):
         raise ArgumentError('msg', type(message).__name__, 'msg_message_type')
-    resent = message.get_all('Resent-Date') or []
+    resent = _raw_values(message, 'Resent-Date')
     if len(resent) > 1:
         raise ArgumentError('msg', 'Resent-Date', 'msg_message_resent')
     return 'Resent-' if resent else ''
 
 
+def _raw_values(message, name):
+    "Return what is stored in ``message``: to parse it could fail"
+    return [
+        value for key, value in message.raw_items()
+        if str(key).lower() == name.lower()]
+
+
 def _header_addresses(argument, message, name):
     found = []
-    for value in message.get_all(name) or []:
-        # A decoded name could hold a comma
-        text = value.encode() if isinstance(value, Header) else str(value)
+    for value in _raw_values(message, name):
+        try:
+            text = _header_text(value)
+        except Exception as error:
+            # A message can hold any object in any place
+            raise ArgumentError(
+                'msg', f'{type(error).__name__}: {error}',
+                'msg_message_broken')
         found += addresses(argument, _unfolded(text))
     return found
+
+
+def _header_text(value):
+    "Return the addresses of a header as they were before any decoding"
+    if isinstance(value, Header):
+        # A decoded name could hold a comma
+        return value.encode()
+    for defect in getattr(value, 'defects', ()):
+        # What is defective is not in its text any more
+        if not isinstance(
+                defect, (ObsoleteHeaderDefect, NonASCIILocalPartDefect)):
+            raise defect
+    try:
+        return str(value).encode('utf-8', 'surrogateescape').decode('utf-8')
+    except UnicodeError:
+        return str(value)
 
 
 def _unfolded(text):
@@ -262,16 +328,47 @@ def prepare(msg, host, utf8=False):
     return _with_fields(_without_mbox_line(_with_crlf(data)), host)
 
 
+class _Policy:
+    """The policy of a message, whose fields stay where they are.
+
+    Neither is every value free of line ends nor every version of Python free
+    of empty lines where it folds: what follows would be in the body, Bcc
+    among it.
+    """
+
+    def __init__(self, policy):
+        self._policy = policy
+
+    def __getattr__(self, name):
+        return getattr(self._policy, name)
+
+    def clone(self, **values):
+        return type(self)(self._policy.clone(**values))
+
+    def fold_binary(self, name, value):
+        data = _with_crlf(self._policy.fold_binary(name, value))
+        data = _empty_lines.sub(b'\r\n', data)
+        fields, end = _header(data)
+        if ([n.decode('ascii') for n, _ in fields] != [name.strip().lower()]
+                or end != len(data)):
+            raise HeaderParseError(f"{name!r} is not one field in the header")
+        return data.replace(b'\r\n', self._policy.linesep.encode('ascii'))
+
+
 def _serialised(message, utf8):
-    policy = message.policy.clone(cte_type='7bit')
-    if utf8 and hasattr(policy, 'utf8'):
-        policy = policy.clone(utf8=True)
     stream = BytesIO()
     try:
+        policy = message.policy.clone(
+            cte_type='7bit',
+            max_line_length=min(
+                message.policy.max_line_length or LINE_LENGTH, LINE_LENGTH))
+        if utf8 and hasattr(policy, 'utf8'):
+            policy = policy.clone(utf8=True)
         # The generator sets missing boundaries on the message that it gets
         message = copy.deepcopy(message)
-        _encode_long_lines(message)
-        BytesGenerator(stream, mangle_from_=False, policy=policy).flatten(
+        _encode_bodies(message)
+        BytesGenerator(
+            stream, mangle_from_=False, policy=_Policy(policy)).flatten(
             message)
     except Exception as error:
         # A message can hold any object in any place
@@ -280,24 +377,38 @@ def _serialised(message, utf8):
     return stream.getvalue()
 
 
-def _encode_long_lines(message):
+def _encode_bodies(message):
+    "Encode what is not in lines of ASCII"
     if message.get_content_type() == 'multipart/signed':
         # RFC 1847: a changed part is a broken signature
         return
     if message.is_multipart():
         for part in message.get_payload():
-            _encode_long_lines(part)
+            _encode_bodies(part)
         return
-    encoding = str(message.get('Content-Transfer-Encoding', '')).lower()
-    payload = message.get_payload()
-    if (encoding.strip() in {'', '7bit', '8bit'}
-            and isinstance(payload, str)
-            and any(len(line) > LINE_LENGTH
-                for line in payload.split('\n'))):
-        payload = quopri.encodestring(message.get_payload(decode=True))
-        message.set_payload(payload.decode('ascii'))
+    # get_payload decodes it
+    payload = message._payload
+    type_ = message.get_content_maintype()
+    if not isinstance(payload, str) or type_ == 'multipart':
+        return
+    encoding = str(message.get('Content-Transfer-Encoding', ''))
+    encoding = encoding.strip().lower()
+    is_long = any(len(line) > LINE_LENGTH for line in payload.split('\n'))
+    if encoding == 'base64':
+        if is_long:
+            message.set_payload(
+                re.sub(r'([^\n]{76})(?=[^\n])', r'\1\n', payload))
+    elif (encoding == 'binary'
+            or (encoding in {'', '7bit', '8bit'}
+                and (is_long or not payload.isascii()))):
+        data = payload.encode('ascii', 'surrogateescape')
+        if encoding == 'binary' or type_ != 'text':
+            data, encoding = base64.encodebytes(data), 'base64'
+        else:
+            data, encoding = quopri.encodestring(data), 'quoted-printable'
+        message.set_payload(data.decode('ascii'))
         del message['Content-Transfer-Encoding']
-        message['Content-Transfer-Encoding'] = 'quoted-printable'
+        message['Content-Transfer-Encoding'] = encoding
 
 
 def _with_crlf(data):
@@ -309,7 +420,10 @@ def _with_crlf(data):
 
 def _without_mbox_line(data):
     if data.startswith(b'From '):
-        return data[data.index(b'\r\n') + 2:]
+        start = data.index(b'\r\n') + 2
+        # A text without header can begin like this, too
+        if _field_name.match(data, start):
+            return data[start:]
     return data
 
 
@@ -338,18 +452,17 @@ def _header(data):
 
     A field is its name in lower case and all of its bytes.
     """
-    fields, position = [], 0
+    starts, position = [], 0
     while position < len(data):
         end = data.index(b'\r\n', position) + 2
-        line = data[position:end]
-        if fields and line[:1] in b' \t':
-            name, value = fields[-1]
-            fields[-1] = name, value + line
-        elif match := _field_name.match(line):
-            fields.append((match[1].lower(), line))
-        else:
+        if match := _field_name.match(data, position, end):
+            starts.append((match[1].lower(), position))
+        elif not (starts and data[position] in b' \t'):
             break
         position = end
+    ends = [start for _, start in starts[1:]] + [position]
+    fields = [
+        (name, data[start:end]) for (name, start), end in zip(starts, ends)]
     return fields, position
 
 
@@ -379,12 +492,17 @@ def decoded(field):
         text = value.decode('utf-8')
     except UnicodeDecodeError:
         text = value.decode('latin-1')
-    text = _unfolded(text)
+    text = _unfolded(text)[:ENCODED_LENGTH]
     try:
         text = str(make_header(decode_header(text)))
-    except (HeaderParseError, LookupError, ValueError):
+    except (MessageError, LookupError, ValueError):
         # As it stands is better than not at all
         pass
+    return printable(text)
+
+
+def printable(text):
+    "Return ``text`` as one line that any database can store"
     text = text.encode('utf-8', 'replace').decode('utf-8')
     text = ''.join(c if c.isprintable() else ' ' for c in text)
     return ' '.join(text.split())[:LINE_LENGTH]

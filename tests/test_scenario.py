@@ -2,11 +2,16 @@
 # this repository contains the full copyright notices and license terms.
 import unittest
 
-from trytond.tests.test_tryton import load_doc_tests
+from trytond.tests.test_tryton import drop_db, load_doc_tests
 
 
 class ScenarioTestCase(unittest.TestCase):
     "Test the scenarios, each by a method: pytest ignores load_tests"
+
+    def setUp(self):
+        super().setUp()
+        # A cached database is restored only where there is none
+        drop_db()
 
 
 def add_scenarios(cls):

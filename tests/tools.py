@@ -45,7 +45,10 @@ class QueueTestCase(unittest.TestCase):
         super().setUpClass()
         activate_module('email_queue')
         cls.server = cls.enter(Server(**cls.server_options))
-        cls.enter(configured('email', uri=cls.server.uri))
+        cls.enter(configured('email', **{
+                    'uri': cls.server.uri,
+                    'from': 'tryton@example.com',
+                    }))
         cls.enter(configured(timeout=1, data_timeout=1))
 
     @classmethod

@@ -1,0 +1,133 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Emails that are sent by ``trytond.sendmail`` go in the queue.
+
+A data manager's ``commit`` runs in the transaction of the database, before it
+is committed: there the emails become rows, so that a rollback sends nothing.
+"""
+from email.message import Message
+
+from trytond.pool import Pool
+from trytond.sendmail import SMTPDataManager
+
+__all__ = ['QueueDataManager', 'capture', 'set_options']
+
+
+def set_options(msg, **options):
+    """Choose how a captured email is queued.
+
+    :param msg: the ``email.message.Message`` that is going to be sent.
+    :param options: keywords of ``EmailQueue.queue_mail``.
+    """
+    msg.email_queue = options
+
+
+class QueueDataManager:
+    """Puts the emails of a transaction in the queue.
+
+    For the argument ``datamanager`` of ``send_message_transactional``.
+
+    :param strict: whether an email that can not be queued is an error. Else
+        it becomes a failed one.
+    """
+
+    def __init__(self, strict=True):
+        self.strict = strict
+        self.queue = []
+
+    def put(self, from_addr, to_addrs, msg):
+        self.queue.append((from_addr, to_addrs, msg))
+
+    def __eq__(self, other):
+        if not isinstance(other, QueueDataManager):
+            return NotImplemented
+        return self.strict == other.strict
+
+    def abort(self, transaction):
+        self.queue.clear()
+
+    def tpc_begin(self, transaction):
+        pass
+
+    def commit(self, transaction):
+        _queue(self, Pool().get('email.queue'))
+
+    def tpc_vote(self, transaction):
+        pass
+
+    def tpc_finish(self, transaction):
+        pass
+
+    def tpc_abort(self, transaction):
+        self.queue.clear()
+
+
+def capture():
+    """Let core's own data manager put its emails in the queue.
+
+    The one place that changes trytond: its modules import the class by name,
+    so that only a change of the class itself reaches them all.
+
+    :raises RuntimeError: trytond is not as this relies on.
+    """
+    _check(SMTPDataManager)
+    if SMTPDataManager.commit is not _commit:
+        global _core_commit, _core_tpc_vote
+        _core_commit = SMTPDataManager.commit
+        _core_tpc_vote = SMTPDataManager.tpc_vote
+        SMTPDataManager.commit = _commit
+        SMTPDataManager.tpc_vote = _tpc_vote
+
+
+def release():
+    "Undo :func:`capture`"
+    if SMTPDataManager.commit is _commit:
+        SMTPDataManager.commit = _core_commit
+        SMTPDataManager.tpc_vote = _core_tpc_vote
+
+
+def _check(Manager):
+    manager, item = Manager(), ('from@example.com', [], Message())
+    try:
+        manager.put(*item)
+        known = (
+            manager.queue == [item]
+            and manager.uri is None
+            and manager.strict is False
+            and callable(manager.commit)
+            and callable(manager.tpc_vote))
+    except (AttributeError, TypeError):
+        known = False
+    if not known:
+        raise RuntimeError(
+            "[email_queue] capture does not know this version of "
+            "trytond.sendmail.SMTPDataManager")
+
+
+def _commit(self, transaction):
+    if EmailQueue := _captured(self, transaction):
+        _queue(self, EmailQueue)
+    _core_commit(self, transaction)
+
+
+def _tpc_vote(self, transaction):
+    # What a trigger on the queue itself sends is left in it
+    if self.queue or not _captured(self, transaction):
+        _core_tpc_vote(self, transaction)
+
+
+def _captured(manager, transaction):
+    "Return the queue that the manager's emails go in, None for core's way"
+    if manager.uri is None and not transaction.readonly:
+        try:
+            return Pool(transaction.database.name).get('email.queue')
+        except KeyError:
+            # The module is not activated
+            pass
+
+
+def _queue(manager, EmailQueue):
+    # Each commit of a transaction comes here: what is queued must be gone
+    emails, manager.queue = manager.queue, []
+    if emails:
+        EmailQueue.queue_captured(emails, strict=manager.strict)
