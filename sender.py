@@ -22,11 +22,14 @@ from .policy import (
     ALIKE, RECORD_SECONDS, Pace, Patience, Settings, Suspects, Throttle, after)
 from .store import BEAT_SECONDS, CRASHES_ALONE, Store, forget
 
-__all__ = ['run', 'send']
+__all__ = ['in_trouble', 'run', 'send']
 logger = logging.getLogger(__name__)
 
 HELD_SIZE = 16 * 1024 * 1024
 FENCE_SECONDS = 30
+# A herd of tasks must not be one of connections
+TROUBLED_SECONDS = 10
+_troubled_at = {}
 ALIKE_DELAY = dt.timedelta(minutes=5)
 
 
@@ -275,6 +278,13 @@ def _own_transaction():
         yield
 
 
+def in_trouble():
+    "Return whether a run of this process met trouble a moment ago"
+    troubled_at = _troubled_at.get(Transaction().database.name)
+    return (troubled_at is not None
+        and time.monotonic() - troubled_at < TROUBLED_SECONDS)
+
+
 def run(Model):
     """Send the due emails of ``Model`` if a slot is free.
 
@@ -288,6 +298,7 @@ def run(Model):
         sender, more = _run(Model, settings, ends_at)
         if sender and sender.in_trouble:
             logger.warning("trouble with the server: %s", sender.trouble)
+            _troubled_at[Transaction().database.name] = time.monotonic()
             raise EmailQueueError(
                 gettext('email_queue.msg_server_trouble',
                     server=smtp.server_name(),

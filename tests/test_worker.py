@@ -1,0 +1,233 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Delivery at the commit by trytond's own workers."""
+import datetime as dt
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import unittest
+from collections import Counter
+from pathlib import Path
+from unittest.mock import patch
+
+import trytond.config as config
+from trytond import backend
+from trytond.pool import Pool
+from trytond.tests.test_tryton import DB_NAME
+from trytond.transaction import Transaction
+
+from .. import sender
+from ..store import Store
+from .tools import MESSAGE, QueueTestCase, configured
+
+
+class WorkerTestCase(QueueTestCase):
+
+    def tasks(self):
+        with self.transaction(readonly=True):
+            Task = Pool().get('ir.queue')
+            return [(t.name, t.data) for t in Task.search([])]
+
+    def queue_many(self, count, **keywords):
+        with self.transaction():
+            for i in range(count):
+                Pool().get('email.queue').queue_mail(
+                    'shop@example.com', f'r{i}@example.com', MESSAGE,
+                    **keywords)
+
+
+class PushTestCase(WorkerTestCase):
+    "What a transaction pushes"
+
+    def test_one_task_a_transaction(self):
+        with configured('queue', worker=True):
+            with self.transaction(user=1, context={'company': 1}):
+                self.queue_three()
+        (name, data), = self.tasks()
+        self.assertEqual(name, 'email_queue')
+        self.assertEqual(
+            (data['model'], data['method'], data['user'], data['context']),
+            ('email.queue', 'send_queued', 0, {}))
+
+    def queue_three(self):
+        for _ in range(3):
+            Pool().get('email.queue').queue_mail(
+                'shop@example.com', 'jane@example.com', MESSAGE)
+
+    def test_one_task_for_two_commits(self):
+        with configured('queue', worker=True):
+            with self.transaction() as transaction:
+                self.queue_three()
+                transaction.commit()
+        self.assertEqual(len(self.tasks()), 1)
+
+    def test_rollback(self):
+        with configured('queue', worker=True):
+            with self.transaction() as transaction:
+                self.queue_three()
+                transaction.rollback()
+        self.assertEqual(self.tasks(), [])
+
+    def test_scheduled_email(self):
+        with configured('queue', worker=True):
+            self.queue_many(1, scheduled_at=dt.timedelta(hours=1))
+        self.assertEqual(self.tasks(), [])
+
+    def test_without_worker(self):
+        sessions = self.server.sessions
+        self.queue_many(1)
+        self.assertEqual(self.tasks(), [])
+        self.assertEqual(self.server.sessions, sessions)
+
+    def test_task_never_ends_in_an_error(self):
+        self.queue_many(1)
+        self.server.script['greeting'] = '554 5.3.2 no'
+        self.addCleanup(self.server.script.clear)
+        self.addCleanup(sender._troubled_at.clear)
+        sessions = self.server.sessions
+        for _ in range(100):
+            with self.transaction():
+                Pool().get('email.queue').send_queued([])
+        self.assertLessEqual(self.server.sessions - sessions, 2)
+
+    def test_email_committed_while_the_sender_ends(self):
+        give_back = Store.give_back
+
+        def late(store):
+            if not self.late:
+                with Transaction().new_transaction():
+                    email, = Pool().get('email.queue').queue_mail(
+                        'shop@example.com', 'late@example.com', MESSAGE)
+                    self.late = email.id
+            give_back(store)
+
+        self.late = None
+        self.queue_many(1)
+        with patch.object(Store, 'give_back', late):
+            self.send_all()
+        self.assertEqual(self.read(self.late, 'state'), 'sent')
+
+
+@unittest.skipIf(backend.name == 'sqlite', "it has no workers")
+class ProcessesTestCase(WorkerTestCase):
+    "With real workers"
+
+    def setUp(self):
+        super().setUp()
+        self.enter_here(configured('queue', worker=True))
+        self.workers = []
+        self.addCleanup(self.stop_workers)
+
+    def enter_here(self, context):
+        context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+
+    def start_worker(self, processes=1):
+        environ = {
+            **os.environ,
+            'TRYTOND_QUEUE__WORKER': 'True',
+            'TRYTOND_EMAIL__URI': config.get('email', 'uri'),
+            'TRYTOND_EMAIL_QUEUE__SENDERS': '2',
+            }
+        self.workers.append(subprocess.Popen([
+                    sys.executable,
+                    Path(sys.executable).parent / 'trytond-worker',
+                    '-d', DB_NAME, '-n', str(processes),
+                    '--name', 'email_queue'],
+                env=environ, start_new_session=True))
+
+    def stop_workers(self):
+        for worker in self.workers:
+            # Its processes with it
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+        self.workers.clear()
+
+    def warm_up(self):
+        "Wait until a worker takes tasks"
+        self.queue('first@example.com')
+        self.server.wait_for(1, timeout=60)
+
+    def states(self):
+        with self.transaction(readonly=True) as transaction:
+            cursor = transaction.connection.cursor()
+            cursor.execute('SELECT state FROM email_queue')
+            return Counter(s for s, in cursor.fetchall())
+
+    def wait_until_sent(self, count, timeout=60):
+        end = time.monotonic() + timeout
+        while self.states() != {'sent': count}:
+            self.assertLess(time.monotonic(), end, self.states())
+            time.sleep(.05)
+        self.assertEqual(
+            set(Counter(
+                    m.message_id for m in self.server.received).values()),
+            {1})
+
+    def test_at_once(self):
+        self.start_worker()
+        self.warm_up()
+        seconds = []
+        for i in range(7):
+            self.queue(f'r{i}@example.com')
+            committed_at = time.monotonic()
+            self.server.wait_for(i + 2)
+            seconds.append(time.monotonic() - committed_at)
+        self.assertLess(statistics.median(seconds), 1)
+
+    def test_two_workers_and_the_scheduled_job(self):
+        self.start_worker()
+        self.start_worker()
+        self.warm_up()
+        for _ in range(10):
+            self.queue_many(20)
+            self.send_all()
+        self.wait_until_sent(201)
+
+    def test_server_down(self):
+        self.start_worker(processes=2)
+        self.warm_up()
+        self.server.script['greeting'] = '421 4.3.2 no'
+        self.addCleanup(self.server.script.clear)
+        sessions = self.server.sessions
+        for i in range(100):
+            self.queue(f'r{i}@example.com')
+        end = time.monotonic() + 60
+        while self.unfinished():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(.05)
+        self.assertLess(self.server.sessions - sessions, 20)
+        with self.transaction(readonly=True):
+            self.assertEqual(Pool().get('ir.error').search([]), [])
+        self.assertEqual(self.states(), {'sent': 1, 'outbox': 100})
+        self.server.script.clear()
+        self.send_all()
+        self.wait_until_sent(101)
+
+    def unfinished(self):
+        with self.transaction(readonly=True):
+            return Pool().get('ir.queue').search([('finished_at', '=', None)])
+
+    def test_worker_killed(self):
+        self.start_worker()
+        self.warm_up()
+        self.server.delay = .005
+        self.addCleanup(setattr, self.server, 'delay', 0)
+        self.queue_many(200)
+        self.server.wait_for(20)
+        self.stop_workers()
+        self.assertIn('outbox', self.states())
+        # The lock is gone with its connection, which may take a moment
+        end = time.monotonic() + 60
+        while self.states() != {'sent': 201}:
+            self.assertLess(time.monotonic(), end, self.states())
+            self.send_all()
+        arrived = Counter(m.message_id for m in self.server.received)
+        self.assertEqual(len(arrived), 201)
+        self.assertLessEqual(sum(arrived.values()) - 201, 4)
+
+
+del QueueTestCase, WorkerTestCase
