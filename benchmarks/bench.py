@@ -1,0 +1,409 @@
+#!/usr/bin/env python3
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Measure the module, each figure beside its reference in the same run."""
+import argparse
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Callable, NamedTuple
+
+from servers import Database, Program, Proxy, Sink, apart, smtp_sink
+
+from trytond.modules.email_queue.tests.postgresql import (
+    PostgreSQL, PostgreSQLError, bin_directory)
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUND_TRIP = 0.005
+SMALL, LARGE = 2 * 1024, 200 * 1000
+MIB = 1024 * 1024
+QUIET = 0.1
+
+
+class Line(NamedTuple):
+    """A line of the table.
+
+    :param compare: from the value and its reference to what ``limit`` is for.
+    """
+    title: str
+    unit: str
+    compare: Callable
+    bound: str
+    limit: float
+    limit_unit: str = ''
+
+    @property
+    def required(self):
+        return f'{self.bound} {self.limit:g}{self.limit_unit}'
+
+    def holds(self, result):
+        if self.bound == '>=':
+            return result >= self.limit
+        return result <= self.limit
+
+
+def ratio(value, reference):
+    return value / reference
+
+
+def times_less(value, reference):
+    return reference / value
+
+
+def difference(value, reference):
+    return value - reference
+
+
+class Void(Exception):
+    "What was measured is not what had to be measured"
+
+
+class Bench:
+    "The servers, and ways to put them to work"
+
+    def __init__(self, database, scheduler_databases, quick=False):
+        self.database = database
+        self.big, self.small = scheduler_databases
+        self.quick = quick
+
+    def number(self, number):
+        return number // 10 if self.quick else number
+
+    def loop(self, server, count, sink=None, processors=None):
+        "Return the messages a second of the plain loop"
+        with Program('loop.py', server.port, count, SMALL) as program:
+            with arriving(sink or server, count):
+                program.go(processors)
+                result = program.result()
+        return count / (result['ended'] - result['started'])
+
+    def drain(
+            self, server, count, size=SMALL, sink=None, processes=1,
+            processors=None, **configuration):
+        "Return the results of draining a queue of so many messages"
+        configuration = {
+            f'EMAIL_QUEUE__{name.upper()}': value
+            for name, value in configuration.items()}
+        self.database.execute('TRUNCATE email_queue')
+        with ExitStack() as stack:
+            programs = [
+                stack.enter_context(self.database.program(
+                        'drain.py', 'send_all', EMAIL__URI=server.uri,
+                        **configuration))
+                for _ in range(processes)]
+            self.database.fill(size, count)
+            self.database.settle()
+            with arriving(sink or server, count):
+                for program in programs:
+                    program.go(processors)
+                results = [program.result() for program in programs]
+        if self.database.count('sent') != count:
+            raise Void(f"not all of {count} are recorded as sent")
+        return results
+
+    def rate(self, server, count, **options):
+        "Return the messages a second of draining the queue"
+        results = self.drain(server, count, **options)
+        return count / (
+            max(r['ended'] for r in results)
+            - min(r['started'] for r in results))
+
+
+class arriving:
+    "Make sure that just so many messages arrive at the sink"
+
+    def __init__(self, sink, count):
+        self.sink = sink
+        self.count = count
+
+    def __enter__(self):
+        self.before = self.sink.count
+
+    def __exit__(self, exc_type, *exc_info):
+        if exc_type:
+            return
+        for _ in range(100):
+            arrived = self.sink.count - self.before
+            if arrived >= self.count:
+                break
+            time.sleep(0.01)
+        if arrived != self.count:
+            raise Void(f"{arrived} of {self.count} messages arrived")
+
+
+# The figures: each returns the pairs of value and reference of its lines
+
+
+def drain_1(bench):
+    count = bench.number(2000)
+    client, server = apart()
+    with Sink(server) as sink:
+        return [(
+                bench.rate(sink, count, processors=client, connections=1),
+                bench.loop(sink, count, processors=client))]
+
+
+def drain_1_distant(bench):
+    count = bench.number(300)
+    with Sink() as sink, Proxy(sink, ROUND_TRIP) as proxy:
+        return [(
+                bench.rate(proxy, count, sink=sink, connections=1),
+                bench.loop(proxy, count, sink=sink))]
+
+
+def drain_16_distant(bench):
+    with Sink() as sink, Proxy(sink, ROUND_TRIP) as proxy:
+        return [(
+                bench.rate(
+                    proxy, bench.number(5000), sink=sink, connections=16),
+                bench.loop(proxy, bench.number(300), sink=sink))]
+
+
+def senders(bench):
+    count = bench.number(1000)
+    with Sink() as sink, Proxy(sink, ROUND_TRIP) as proxy:
+        return [tuple(
+                bench.rate(
+                    proxy, processes * count, sink=sink, processes=processes,
+                    senders=processes, connections=2)
+                for processes in [4, 1])]
+
+
+def backlog(bench):
+    count = bench.number(8000)
+    backlog = {
+        'due': bench.number(200000),
+        'sent': bench.number(300000),
+        'later': bench.number(100000),
+        }
+    with Sink() as sink:
+        big = scheduler(bench.big, sink, 3 if bench.quick else 20, **backlog)
+        small = scheduler(bench.small, sink, 60, due=count)
+    if len(small) != count:
+        raise Void(f"{len(small)} of {count} messages were sent")
+    if not 2 * count <= len(big) < backlog['due']:
+        raise Void(f"{len(big)} messages were sent")
+    reference = 1e3 * small[-1] / count
+    return [
+        (1e3 * big[count - 1] / count, reference),
+        (1e3 * (big[-1] - big[-1 - count]) / count, reference)]
+
+
+def scheduler(database, sink, run_time, due, sent=0, later=0):
+    "Return after how many seconds each message was recorded as sent"
+    restock(database, due, sent, later)
+    with database.program(
+            'drain.py', 'scheduler', EMAIL__URI=sink.uri,
+            EMAIL_QUEUE__RUN_TIME=run_time) as program:
+        before = sink.count
+        program.go()
+        result = program.result()
+        count = database.count('sent') - sent
+        with arriving(sink, count + before - sink.count):
+            pass
+    return [
+        recorded - result['started']
+        for recorded, number in result['recorded'] for _ in range(number)]
+
+
+def restock(database, due, sent, later):
+    if not later:
+        database.execute('TRUNCATE email_queue')
+    have = database.count('sent')
+    if have < sent:
+        database.fill(
+            SMALL, sent - have, state="'sent'", attempts='1',
+            first_attempt='scheduled_at', sent_at='scheduled_at')
+        database.fill(
+            SMALL, later, scheduled_at="now() AT TIME ZONE 'UTC' "
+            "+ interval '1 day' + i * interval '1 ms'")
+    database.execute(
+        "DELETE FROM email_queue WHERE id IN (SELECT id FROM email_queue "
+        "WHERE state = 'sent' ORDER BY id DESC LIMIT %s)",
+        [max(have - sent, 0)])
+    database.fill(SMALL, due - (database.count('outbox') - later))
+    database.execute('UPDATE ir_cron SET next_call = NULL')
+    database.settle()
+
+
+def memory(bench):
+    count = bench.number(1000)
+    peaks = []
+    with Sink() as sink:
+        for size in [LARGE, SMALL]:
+            result, = bench.drain(sink, count, size)
+            peaks.append(result['peak'] / MIB)
+    return [tuple(peaks)]
+
+
+def queue_create(bench):
+    return queueing(bench, 'queue', 'create')
+
+
+def queue_core(bench):
+    return queueing(bench, 'queue', 'core')
+
+
+def queueing(bench, *kinds):
+    count = bench.number(200)
+    bench.database.execute('TRUNCATE email_queue')
+    with Sink() as sink, Proxy(sink, ROUND_TRIP) as proxy, \
+            bench.database.program(
+                'queueing.py', count, SMALL, *kinds,
+                EMAIL__URI=proxy.uri) as program, \
+            arriving(sink, count * kinds.count('core')):
+        program.go()
+        seconds = program.result()
+    if bench.database.count('outbox') != count:
+        raise Void(f"not all of {count} are queued")
+    return [tuple(1e3 * median(seconds[kind]) for kind in kinds)]
+
+
+FIGURES = {
+    'drain-1': (drain_1, [Line(
+                "One connection, no delay, beside a plain loop",
+                'messages/s', ratio, '>=', 1.2)]),
+    'drain-1-distant': (drain_1_distant, [Line(
+                "One connection, 5 ms away, beside a plain loop",
+                'messages/s', ratio, '>=', 1.7)]),
+    'drain-16-distant': (drain_16_distant, [Line(
+                "16 connections, 5 ms away, beside a plain loop on one",
+                'messages/s', ratio, '>=', 20)]),
+    'senders': (senders, [Line(
+                "Four senders, 5 ms away, beside one",
+                'messages/s', ratio, '>=', 3)]),
+    'backlog': (backlog, [
+            Line("A message, 600,000 in the queue, beside 8,000: at first",
+                'ms', ratio, '<=', 1.25),
+            Line("The same at the end of the run",
+                'ms', ratio, '<=', 1.25)]),
+    'memory': (memory, [Line(
+                "Peak of memory, messages of 200 kB, beside 2 KB",
+                'MiB', difference, '<=', 40, ' MiB')]),
+    'queue-create': (queue_create, [Line(
+                "Transaction that queues, beside one that creates a record",
+                'ms', ratio, '<=', 1.4)]),
+    'queue-core': (queue_core, [Line(
+                "Transaction that queues, beside core's way to a server",
+                'ms', times_less, '>=', 4, ' times less')]),
+    }
+
+
+def measure(name, bench, rounds):
+    "Return the cells of the lines of a figure, and whether they hold"
+    function, lines = FIGURES[name]
+    pairs = []
+    for number in range(rounds):
+        try:
+            pairs.append(function(bench))
+        except Void as exception:
+            print(f"{name}: void: {exception}", flush=True)
+            return [(line.title, '', '', "void", line.required, "NO")
+                for line in lines]
+        texts = ' and '.join(
+            f"{number_text(value)} beside {number_text(reference)} {line.unit}"
+            for line, (value, reference) in zip(lines, pairs[-1]))
+        print(f"{name}: {texts}", flush=True)
+    rows = []
+    for line, values in zip(lines, zip(*pairs)):
+        result = median(line.compare(*pair) for pair in values)
+        value, reference = map(median, zip(*values))
+        rows.append((
+                line.title,
+                f'{number_text(value)} {line.unit}',
+                f'{number_text(reference)} {line.unit}',
+                f'{result:.2f}' if abs(result) < 10 else f'{result:.1f}',
+                line.required,
+                "yes" if line.holds(result) else "NO"))
+    return rows
+
+
+def number_text(value):
+    return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def table(rows):
+    "Return the rows as a simple table of reStructuredText"
+    rows = [
+        ("Figure", "Measured", "Reference", "Result", "Must be", "Holds"),
+        *rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rule = '  '.join('=' * width for width in widths)
+    lines = [
+        '  '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip()
+        for row in rows]
+    return '\n'.join([rule, lines[0], rule, *lines[1:], rule])
+
+
+def install():
+    "Install what is not there"
+    try:
+        bin_directory()
+    except PostgreSQLError:
+        subprocess.run([ROOT / '.ci' / 'install', 'postgresql'], check=True)
+    if not smtp_sink():
+        subprocess.run([ROOT / '.ci' / 'install', 'postfix'], check=True)
+
+
+def busy(seconds=1):
+    "Return the share of the processors that other programs use now"
+    before = processors()
+    time.sleep(seconds)
+    total, idle = (b - a for a, b in zip(before, processors()))
+    return 1 - idle / total
+
+
+def processors():
+    "Return the time of all processors, and that of it they had nothing to do"
+    with open('/proc/stat') as stat:
+        times = list(map(int, stat.readline().split()[1:9]))
+    return sum(times), times[3] + times[4]
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'figures', nargs='*', metavar='FIGURE',
+        help=f"one of {', '.join(FIGURES)} (default: all)")
+    parser.add_argument(
+        '--rounds', type=int, default=3,
+        help="how often to measure each (default: %(default)s)")
+    parser.add_argument(
+        '--quick', action='store_true',
+        help="a tenth of the messages, to see whether it works")
+    args = parser.parse_args()
+    if unknown := set(args.figures) - set(FIGURES):
+        parser.error(f"no such figure: {', '.join(unknown)}")
+    return args
+
+
+def main():
+    args = parse_args()
+    install()
+    if (share := busy()) > QUIET:
+        print(f"Other programs use {share:.0%} of the processors: "
+            "the figures will mean little.", flush=True)
+    started = time.monotonic()
+    with PostgreSQL(durable=True) as server:
+        print("creating the databases", flush=True)
+        database = Database(server, 'bench')
+        database.create([SMALL, LARGE])
+        bench = Bench(
+            database, [database.copy('big'), database.copy('small')],
+            args.quick)
+        rows = []
+        for name in args.figures or FIGURES:
+            rows += measure(name, bench, args.rounds)
+    print(f"\n{table(rows)}\n\n"
+        f"Medians of {args.rounds} rounds, each figure and its reference "
+        f"in turn, {os.cpu_count()} processors, "
+        f"{time.monotonic() - started:.0f} s.")
+    return all(row[-1] == "yes" for row in rows)
+
+
+if __name__ == '__main__':
+    sys.exit(0 if main() else 1)

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Drain the queue once, in a process of its own.
+
+    drain.py DATABASE send_all|scheduler
+
+It says "ready", waits for a line, and prints what it did as JSON: when it
+started and ended, when how many had been recorded, and its peak of memory.
+Like a process that is up for some time it has seen the queue before, so the
+queue must be empty when it starts, except for the scheduler.
+"""
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+from trytond.pool import Pool
+from trytond.transaction import Transaction
+
+
+def send_all(database):
+    with Transaction().start(database, 0):
+        Pool(database).get('email.queue').send_all()
+
+
+def scheduler(database):
+    Pool(database).get('ir.cron').run(database)
+
+
+def peak():
+    "Return the largest number of bytes that the process has had in memory"
+    # Unlike ru_maxrss it begins at this program, not at the one before exec
+    status = Path('/proc/self/status').read_text()
+    return int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]) * 1024
+
+
+def main(database, way):
+    Pool.start()
+    pool = Pool(database)
+    pool.init()
+    EmailQueue = pool.get('email.queue')
+    finished, recorded = EmailQueue.finished, []
+
+    def count(emails):
+        recorded.append((time.monotonic(), len(emails)))
+        finished(emails)
+
+    EmailQueue.finished = count
+    if way == 'send_all':
+        send_all(database)
+    print('ready', flush=True)
+    sys.stdin.readline()
+    started = time.monotonic()
+    {'send_all': send_all, 'scheduler': scheduler}[way](database)
+    print(json.dumps({
+                'started': started,
+                'ended': time.monotonic(),
+                'recorded': recorded,
+                'peak': peak(),
+                }))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,235 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What a measurement needs around it: database, SMTP server, processes."""
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg
+from messages import NUMBER
+from psycopg import sql
+
+from trytond.modules.email_queue.tests.postgresql import free_port
+
+__all__ = ['Database', 'Program', 'Proxy', 'Sink', 'apart', 'smtp_sink']
+
+PROGRAMS = Path(__file__).resolve().parent
+BIN = Path(sys.executable).parent
+TIMEOUT = 300
+
+
+class Program:
+    """One of the programs here, which waits for ``go`` when it is ready.
+
+    :param configuration: of trytond, as SECTION__OPTION.
+    """
+
+    def __init__(self, name, *args, **configuration):
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, PROGRAMS / name, *map(str, args)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment(**configuration))
+
+    def __enter__(self):
+        try:
+            if self.process.stdout.readline() != 'ready\n':
+                raise RuntimeError(f"{self.name} did not start")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info):
+        self.process.kill()
+        self.process.communicate()
+
+    def go(self, processors=None):
+        if processors:
+            os.sched_setaffinity(self.process.pid, processors)
+        self.process.stdin.write('\n')
+        self.process.stdin.flush()
+
+    def result(self):
+        output, _ = self.process.communicate(timeout=TIMEOUT)
+        if self.process.returncode:
+            raise RuntimeError(f"{self.name} failed")
+        return json.loads(output)
+
+
+def environment(**configuration):
+    "Return the environment with no configuration of trytond but this"
+    environ = {
+        name: value for name, value in os.environ.items()
+        if not name.startswith('TRYTON')}
+    for name, value in configuration.items():
+        environ[f'TRYTOND_{name}'] = str(value)
+    return environ
+
+
+def smtp_sink():
+    "Return the program of Postfix, None where it is not installed"
+    # Debian has it where only root's PATH leads to
+    path = os.pathsep.join([os.environ['PATH'], '/usr/sbin'])
+    return shutil.which('smtp-sink', path=path)
+
+
+def apart():
+    """Return the processors of a client and those of its server.
+
+    The kernel likes to put two that talk on one processor, or not, and that
+    alone makes the one that waits more often two times faster.
+    """
+    *client, server = sorted(os.sched_getaffinity(0))
+    return client or [server], [server]
+
+
+class Sink:
+    "An SMTP server that throws away what it gets and counts it"
+
+    def __init__(self, processors=None):
+        self._processors = processors
+        self.port = free_port()
+        self.uri = f'smtp://127.0.0.1:{self.port}'
+        self._counters = tempfile.TemporaryFile()
+
+    def __enter__(self):
+        user = ['-u', 'nobody'] if os.geteuid() == 0 else []
+        self._process = subprocess.Popen(
+            [smtp_sink(), *user, '-c', f'127.0.0.1:{self.port}', '1000'],
+            stdout=self._counters)
+        if self._processors:
+            os.sched_setaffinity(self._process.pid, self._processors)
+        wait_for(self.port)
+        return self
+
+    def __exit__(self, *exc_info):
+        self._process.kill()
+        self._process.wait()
+        self._counters.close()
+
+    @property
+    def count(self):
+        "The number of messages that have arrived"
+        descriptor = self._counters.fileno()
+        size = os.fstat(descriptor).st_size
+        tail = os.pread(descriptor, 200, max(size - 200, 0))
+        counts = re.findall(rb'mesg=(\d+)', tail)
+        return int(counts[-1]) if counts else 0
+
+
+def wait_for(port):
+    "Wait until the port of 127.0.0.1 is listened on"
+    for _ in range(200):
+        try:
+            socket.create_connection(('127.0.0.1', port)).close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+class Proxy(Program):
+    "The way to a server so far away that a round trip takes some seconds"
+
+    def __init__(self, server, round_trip):
+        self.port = free_port()
+        self.uri = f'smtp://127.0.0.1:{self.port}'
+        super().__init__('proxy.py', self.port, server.port, round_trip / 2)
+
+
+class Database:
+    "A database of a server with the module and rows of messages"
+
+    def __init__(self, server, name):
+        self.server = server
+        self.name = name
+
+    def create(self, sizes):
+        "Create it for rows of messages of these sizes"
+        self.server.createdb(self.name)
+        with tempfile.NamedTemporaryFile('w') as password:
+            password.write('benchmark')
+            password.flush()
+            subprocess.run([
+                    BIN / 'trytond-admin', '-d', self.name,
+                    '-u', 'email_queue', '--email', 'admin@example.com'],
+                env={
+                    **environment(DATABASE__URI=self.server.uri),
+                    'TRYTONPASSFILE': password.name,
+                    },
+                stdin=subprocess.DEVNULL, check=True)
+        # The scheduler must have nothing else to do
+        self.execute(
+            "UPDATE ir_cron SET active = (method = 'email.queue|send_all')")
+        with self.program('templates.py', *sizes) as program:
+            program.go()
+            program.result()
+        self.execute('CREATE TABLE template AS TABLE email_queue')
+        self.execute('TRUNCATE email_queue')
+
+    def copy(self, name):
+        "Return a new database that is equal to this one"
+        with psycopg.connect(
+                f'{self.server.uri}template1', autocommit=True) as connection:
+            connection.execute(
+                sql.SQL('CREATE DATABASE {} TEMPLATE {}').format(
+                    sql.Identifier(name), sql.Identifier(self.name)))
+        return Database(self.server, name)
+
+    def program(self, name, *args, **configuration):
+        "Return a program that works with this database"
+        return Program(
+            name, self.name, *args, DATABASE__URI=self.server.uri,
+            **configuration)
+
+    def execute(self, query, params=None):
+        with psycopg.connect(
+                f'{self.server.uri}{self.name}',
+                autocommit=True) as connection:
+            cursor = connection.execute(query, params)
+            return cursor.fetchall() if cursor.description else []
+
+    def count(self, state):
+        (count,), = self.execute(
+            'SELECT count(*) FROM email_queue WHERE state = %s', [state])
+        return count
+
+    def fill(self, size, count, **values):
+        """Add rows as ``queue_mail`` makes them, except for ``values``.
+
+        :param values: SQL of the columns that differ; ``i`` counts the rows.
+        """
+        number = "lpad(i::text, 8, '0')"
+        values = {
+            'id': "nextval('email_queue_id_seq')",
+            'msg': "convert_to(replace(convert_from(msg, 'UTF8'), "
+            f"'{NUMBER}', {number}), 'UTF8')",
+            'message_id': f"replace(message_id, '{NUMBER}', {number})",
+            'subject': f"replace(subject, '{NUMBER}', {number})",
+            # One after another, all due
+            'scheduled_at': "now() AT TIME ZONE 'UTC' - interval '1 day' "
+            "+ i * interval '1 ms'",
+            **values,
+            }
+        columns = [c for c, in self.execute(
+                "SELECT column_name FROM information_schema.columns "
+                "WHERE table_name = 'template'")]
+        self.execute(
+            f"INSERT INTO email_queue ({', '.join(columns)}) "
+            f"SELECT {', '.join(values.get(c, c) for c in columns)} "
+            f"FROM template, generate_series(1, {count}) AS i "
+            f"WHERE size = (SELECT size FROM template "
+            f"ORDER BY abs(size - {size}) LIMIT 1)")
+
+    def settle(self):
+        "Do now what the server would do in the background some time"
+        self.execute('VACUUM (ANALYZE) email_queue')
+        self.execute('CHECKPOINT')
