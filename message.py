@@ -5,7 +5,10 @@
 Knows no database and no SMTP server.
 """
 import base64
+import binascii
+import codecs
 import copy
+import html
 import quopri
 import re
 from email.errors import (
@@ -16,13 +19,15 @@ from email.header import Header, decode_header, make_header
 from email.message import Message
 from email.utils import formatdate, make_msgid
 from io import BytesIO
+from typing import NamedTuple
 
 import idna
 
 __all__ = [
     'ArgumentError', 'addresses', 'describe', 'envelope_recipients',
-    'envelope_sender', 'options', 'prepare', 'printable', 'recipients',
-    'sender', 'split_addresses']
+    'envelope_sender', 'html_text', 'masked', 'options', 'prepare',
+    'printable', 'read', 'recipients', 'remaining', 'sender',
+    'split_addresses']
 
 NULL_SENDER = '<>'
 
@@ -34,6 +39,19 @@ LINE_LENGTH = 998
 LOCAL_PART_LENGTH, DOMAIN_LENGTH = 64, 255
 # More than a subject of LINE_LENGTH characters takes, however it is encoded
 ENCODED_LENGTH = 32 * LINE_LENGTH
+# What is looked at to show a message
+READ_SIZE, HEADER_SIZE, TEXT_SIZE = 16 * 1024 ** 2, 64 * 1024, 128 * 1024
+PARTS, DEPTH, FIELDS = 200, 20, 50
+FIELD_SIZE, TAG_LENGTH = 4 * 1024, 2000
+SHOWN_FIELDS = {
+    name.lower().encode('ascii'): name for name in [
+        'From', 'Sender', 'Reply-To', 'To', 'Cc', 'Date', 'Subject',
+        'Message-ID', 'In-Reply-To', 'Auto-Submitted', 'List-Id',
+        'List-Unsubscribe']}
+MIME_FIELDS = {
+    b'content-disposition', b'content-transfer-encoding', b'content-type'}
+# Codecs of Python for other ends, some of which take quadratic time
+NO_CHARSETS = {'idna', 'punycode', 'raw_unicode_escape', 'unicode_escape'}
 
 _field_name = re.compile(rb'([!-9;-~]+)[ \t]*:')
 _empty_lines = re.compile(rb'(?:\r\n)+(?=[ \t])')
@@ -59,6 +77,26 @@ _mailbox = re.compile(
     rf'(?:{_phrase}< *(?P<angled>{_spec}) *>|(?P<bare>{_spec}))? *'
     r'(?P<end_of_group>; *)?(?:,|\Z)')
 _comment_part = re.compile(r'\\.|[^\\"()]+|.')
+_address = re.compile(r'[^\s<>()\[\],;:"@]+@[^\s<>()\[\],;:"@]+')
+_answer_code = re.compile(r'\d{3}(?: \d\.\d+\.\d+)?(?!\S)')
+_not_base64 = bytes(set(range(256)) - set(
+        b'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'))
+_tag = re.compile(r'<(?=[!?/a-zA-Z])')
+_tag_name = re.compile(r'/?[a-zA-Z][a-zA-Z0-9]*')
+_href = re.compile(
+    r'\shref\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^\s"\']+))', re.I)
+_long_reference = re.compile(r'&#[xX]?[0-9a-fA-F]{8,};?')
+_hidden_ends = {
+    name: re.compile(rf'</{name}\b[^>]*>', re.I)
+    for name in ['script', 'style', 'title']}
+_tag_texts = {
+    **dict.fromkeys(['br', 'div', 'tr', '/div', '/tr', '/li'], '\n'),
+    **dict.fromkeys(
+        [f'{end}{name}' for end in ['', '/'] for name in [
+            'blockquote', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'hr', 'ol', 'p',
+            'pre', 'table', 'ul']],
+        '\n\n'),
+    'li': '\n- ', 'td': ' ', 'th': ' '}
 
 
 class ArgumentError(ValueError):
@@ -212,6 +250,19 @@ def _ascii_domain(domain):
 def split_addresses(text):
     "Return the list of addresses that are joined by commas in ``text``"
     return [a.strip() for a in _address_part.findall(text or '') if a.strip()]
+
+
+def remaining(to_addrs, accepted, refused):
+    """Return the recipients that a message has still to go to.
+
+    The arguments are the texts of a record.
+    """
+    accepted = (accepted or '').split('\n')
+    refused = (refused or '').split('\n')
+    return [
+        a for a in split_addresses(to_addrs)
+        if a not in accepted
+        and not any(line.startswith(f'{a} ') for line in refused)]
 
 
 def options(argument, values):
@@ -502,7 +553,277 @@ def decoded(field):
 
 
 def printable(text):
-    "Return ``text`` as one line that any database can store"
+    "Return ``text`` as one line that any database can store and index"
     text = text.encode('utf-8', 'replace').decode('utf-8')
     text = ''.join(c if c.isprintable() else ' ' for c in text)
-    return ' '.join(text.split())[:LINE_LENGTH]
+    line = ' '.join(text.split()).encode('utf-8')[:LINE_LENGTH]
+    return line.decode('utf-8', 'ignore')
+
+
+def masked(text, to_addrs, shown, name):
+    """Return the words of a server without what tells hidden recipients.
+
+    :param to_addrs: the recipients of the envelope.
+    :param shown: the text of those that anyone may read.
+    :param name: what takes the place of a line about another.
+    """
+    shown = {a.lower() for a in _address.findall(shown)}
+    hidden = {
+        a.lower() for a in split_addresses(to_addrs)
+        if a.lower() not in shown}
+    if not hidden:
+        return text
+    # Servers also write the part before the @ alone
+    words = {w for a in hidden for w in [a, a.rpartition('@')[0]]}
+    words = re.compile(
+        r'(?<!\w)(?:%s)(?!\w)' % '|'.join(
+            re.escape(w) for w in sorted(words, key=len, reverse=True)),
+        re.I)
+    lines = []
+    for line in text.split('\n'):
+        address, _, answer = line.partition(' ')
+        if address.lower() in hidden:
+            code = _answer_code.match(answer)
+            line = f'{name} {code[0] if code else ""}'.rstrip()
+        else:
+            line = _address.sub(
+                lambda m: m[0] if m[0].lower() in shown else '…', line)
+            line = words.sub('…', line)
+        lines.append(line)
+    return '\n'.join(lines)
+
+
+# From the bytes to what a person reads
+
+
+class Attachment(NamedTuple):
+    name: str
+    type: str
+    size: int
+
+
+class Reading(NamedTuple):
+    """What a person reads of a message.
+
+    ``headers`` are pairs of name and value, ``complete`` is False where the
+    list of attachments is not.
+    """
+    headers: list
+    text: str
+    html: str
+    attachments: list
+    complete: bool
+
+
+class _Part(NamedTuple):
+    fields: list
+    mime: Message
+    data: bytes
+
+    @property
+    def type(self):
+        return printable(self.mime.get_content_type())
+
+    @property
+    def name(self):
+        name = self.mime.get_filename() or ''
+        return decoded(b'name:' + name.encode('utf-8', 'replace'))
+
+    @property
+    def is_text(self):
+        return (
+            self.type in {'text/plain', 'text/html'}
+            and self.mime.get_content_disposition() != 'attachment'
+            and not self.name)
+
+    @property
+    def body(self):
+        encoding = str(self.mime['Content-Transfer-Encoding']).strip().lower()
+        if encoding == 'base64':
+            return _from_base64(self.data)
+        if encoding == 'quoted-printable':
+            return binascii.a2b_qp(self.data)
+        return self.data
+
+    @property
+    def text(self):
+        body = self.body
+        text = _in_charset(
+            body[:TEXT_SIZE], self.mime.get_content_charset())
+        return f'{text}\n…' if len(body) > TEXT_SIZE else text
+
+
+def read(data):
+    """Return the :class:`Reading` of stored bytes, whatever they are.
+
+    Nothing of them is executed or fetched, and what lies after the bounds of
+    this module is left out.
+    """
+    complete = len(data) <= READ_SIZE
+    data = _with_crlf(bytes(data[:READ_SIZE]))
+    fields, _ = _part_header(data)
+    texts = {'text/plain': [], 'text/html': []}
+    attachments = []
+    for number, part in enumerate(_leaves(data)):
+        if number == PARTS:
+            complete = False
+            break
+        if part.is_text:
+            if sum(map(len, texts[part.type])) < TEXT_SIZE:
+                texts[part.type].append(part.text)
+        else:
+            attachments.append(
+                Attachment(part.name, part.type, len(part.body)))
+    return Reading(
+        [(SHOWN_FIELDS[name], decoded(field))
+            for name, field in fields if name in SHOWN_FIELDS][:FIELDS],
+        _tidy('\n'.join(texts['text/plain'])),
+        _tidy('\n'.join(map(html_text, texts['text/html']))),
+        attachments, complete)
+
+
+def _leaves(data):
+    "Yield the parts of a message that have no parts, in order"
+    waiting = [(data, 0)]
+    while waiting:
+        data, depth = waiting.pop()
+        fields, start = _part_header(data)
+        mime = _mime(fields)
+        boundary = mime.get_boundary() or ''
+        parts = []
+        if mime.get_content_maintype() == 'multipart' and depth < DEPTH:
+            parts = _split(data, start, boundary.encode('utf-8', 'replace'))
+        if parts:
+            waiting += [(part, depth + 1) for part in reversed(parts)]
+        else:
+            yield _Part(fields, mime, data[start:])
+
+
+def _part_header(data):
+    "Return the fields of a part and where its body starts"
+    # The last line end of a part belongs to the boundary
+    fields, end = _header(_with_crlf(data[:HEADER_SIZE]))
+    if data.startswith(b'\r\n', end):
+        end += 2
+    return fields, end
+
+
+def _mime(fields):
+    "Return a ``Message`` of the fields that say what a part is"
+    mime = Message()
+    fields = dict(reversed(fields))
+    for name in fields.keys() & MIME_FIELDS:
+        value = _value(fields[name][:FIELD_SIZE]).decode('utf-8', 'replace')
+        mime[name.decode('ascii')] = _unfolded(value)
+    return mime if _is_sound(mime) else Message()
+
+
+def _is_sound(mime):
+    try:
+        mime.get_content_type()
+        mime.get_content_charset()
+        mime.get_content_disposition()
+        mime.get_boundary()
+        mime.get_filename()
+    except Exception:
+        # The standard library expects no such parameters
+        return False
+    return True
+
+
+def _split(data, start, boundary):
+    "Return the bytes of each part between the lines of the boundary"
+    parts, begin = [], None
+    if not boundary:
+        return parts
+    delimiter = b'\r\n--' + boundary
+    # The first may have the line end of the blank line
+    position = max(start - 2, 0)
+    while len(parts) <= PARTS:
+        position = data.find(delimiter, position)
+        if position < 0:
+            break
+        after = position + len(delimiter)
+        line_end = data.find(b'\r\n', after)
+        if line_end < 0:
+            line_end = len(data)
+        rest = data[after:line_end].strip()
+        if rest not in {b'', b'--'}:
+            position = after
+            continue
+        if begin is not None:
+            parts.append(data[begin:position])
+        if rest:
+            return parts
+        begin, position = line_end + 2, line_end
+    if begin is not None:
+        # It ends without a last boundary
+        parts.append(data[begin:])
+    return parts
+
+
+def _from_base64(data):
+    data = data.translate(None, _not_base64)
+    # One character alone is no byte
+    data = data[:-1] if len(data) % 4 == 1 else data
+    return binascii.a2b_base64(data + b'=' * (-len(data) % 4))
+
+
+def _in_charset(data, charset):
+    try:
+        if charset and codecs.lookup(charset).name not in NO_CHARSETS:
+            return data.decode(charset, 'replace')
+        return data.decode('utf-8')
+    except (LookupError, ValueError):
+        return data.decode('latin-1')
+
+
+def html_text(text):
+    "Return the text that is in HTML, with the targets of its links"
+    chunks, position, target = [], 0, ''
+    while match := _tag.search(text, position):
+        chunks.append(_html_words(text[position:match.start()]))
+        start = match.end()
+        is_comment = text.startswith('!--', start)
+        end = text.find('-->' if is_comment else '>', start)
+        if end < 0:
+            break
+        position = end + (3 if is_comment else 1)
+        match = _tag_name.match(text, start)
+        name = match[0].lower() if match else ''
+        chunks.append(_tag_texts.get(name, ''))
+        if name == 'a':
+            target = _target(text[start:min(end, start + TAG_LENGTH)])
+        elif name == '/a' and target:
+            chunks.append(f' <{target}>')
+            target = ''
+        elif name in _hidden_ends:
+            match = _hidden_ends[name].search(text, position)
+            position = match.end() if match else len(text)
+    else:
+        chunks.append(_html_words(text[position:]))
+    return ''.join(chunks)
+
+
+def _target(tag):
+    match = _href.search(tag)
+    target = match[match.lastindex] if match else ''
+    return '' if target.startswith('#') else _html_words(target).strip()
+
+
+def _html_words(text):
+    text = re.sub(r'\s+', ' ', text)
+    return html.unescape(_long_reference.sub('\ufffd', text))
+
+
+def _tidy(text):
+    "Return ``text`` without what can not be shown and without empty space"
+    cut = len(text) > TEXT_SIZE
+    text = text[:TEXT_SIZE].replace('\r\n', '\n').replace('\r', '\n')
+    text = text.encode('utf-8', 'replace').decode('utf-8')
+    text = ''.join(
+        c if c.isprintable() or c in '\n\t' else ' ' if c.isspace() else ''
+        for c in text)
+    lines = [line.rstrip() for line in text.split('\n')]
+    text = re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)).strip('\n')
+    return text + '\n…' if cut else text
