@@ -20,7 +20,7 @@ __all__ = [
     'Pace', 'Patience', 'Settings', 'Suspects', 'Throttle', 'after',
     'next_attempt']
 
-HELD_ROWS = 200
+HELD_ROWS = 500
 RECORD_SECONDS = 0.02
 ALIKE = 10
 TROUBLE_DELAY = dt.timedelta(minutes=1)

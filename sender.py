@@ -47,6 +47,7 @@ class Sender:
         self.trouble = None
         self.accepted = False
         self.unrecorded = []
+        self.failed = []
         self._settings = settings
         self._ends_at = ends_at
         self._held = {}
@@ -57,6 +58,7 @@ class Sender:
         self._patience = Patience()
         self._pace = Pace(settings.connections)
         self._throttle = Throttle(settings.rate / settings.senders)
+        self._now = None
         self._recorded_at = 0
         self._alone_claimed = False
         self._counts = collections.Counter()
@@ -126,6 +128,8 @@ class Sender:
         return pairs
 
     def _settle(self, pairs):
+        # What is recorded together has one time
+        self._now = dt.datetime.now()
         now = time.monotonic()
         self._pace.finished(len(pairs))
         for row, outcome in pairs:
@@ -151,17 +155,18 @@ class Sender:
         "Blame the server for what the suspects were refused for"
         words = self._suspects.words
         outcome = smtp.Outcome(trouble=smtp.Trouble(words, lasting=True))
-        due = dt.datetime.now() + ALIKE_DELAY
+        due = self._now + ALIKE_DELAY
         self._finish(
             (row._replace(scheduled_at=due), outcome)
             for row, _ in self._suspects.release())
         self._trouble(words, lasting=True)
 
     def _finish(self, pairs):
-        now = dt.datetime.now()
         for row, outcome in pairs:
-            row = after(row, outcome, now, self._settings)
+            row = after(row, outcome, self._now, self._settings)
             self.unrecorded.append(row)
+            if row.state == 'failed':
+                self.failed.append(row.id)
             if outcome or row.state == 'failed':
                 self._counts[row.state] += 1
                 _log_row(row)
@@ -293,17 +298,35 @@ def run(Model):
     """
     settings = Settings.read()
     ends_at = time.monotonic() + settings.run_time
-    more = True
-    while more:
-        sender, more = _run(Model, settings, ends_at)
-        if sender and sender.in_trouble:
-            logger.warning("trouble with the server: %s", sender.trouble)
-            _troubled_at[Transaction().database.name] = time.monotonic()
-            raise EmailQueueError(
-                gettext('email_queue.msg_server_trouble',
-                    server=smtp.server_name(),
-                    error=smtp.alike(sender.trouble)),
-                gettext('email_queue.msg_server_trouble_description'))
+    more, failed = True, []
+    try:
+        while more:
+            sender, more = _run(Model, settings, ends_at)
+            if sender:
+                failed += sender.failed
+                _check_trouble(sender)
+    finally:
+        _finish(Model, failed)
+
+
+def _check_trouble(sender):
+    if sender.in_trouble:
+        logger.warning("trouble with the server: %s", sender.trouble)
+        _troubled_at[Transaction().database.name] = time.monotonic()
+        raise EmailQueueError(
+            gettext('email_queue.msg_server_trouble',
+                server=smtp.server_name(),
+                error=smtp.alike(sender.trouble)),
+            gettext('email_queue.msg_server_trouble_description'))
+
+
+def _finish(Model, failed):
+    try:
+        if failed:
+            Model.run_finished(failed)
+    except Exception:
+        # It is told for the convenience of users, what was done is recorded
+        logger.exception("error in the hook for the end of a run")
 
 
 def _run(Model, settings, ends_at):

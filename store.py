@@ -4,6 +4,7 @@
 
 Knows no SMTP and nothing of what an outcome means.
 """
+import collections
 import datetime as dt
 import logging
 import os
@@ -39,7 +40,7 @@ CRASHES_ALONE, CRASHES_FAILED = 3, 10
 
 
 class Row(NamedTuple):
-    "What a sender reads of a record; ``recorded`` is what it writes"
+    "What a sender reads of a record; it writes what is ``recorded``"
     id: int
     priority: str
     scheduled_at: dt.datetime
@@ -60,9 +61,16 @@ class Row(NamedTuple):
     sent_at: dt.datetime
     error: str
 
-    recorded = (
-        'state', 'scheduled_at', 'accepted', 'refused', 'attempts',
-        'first_attempt', 'uncertain', 'sent_at', 'error')
+    ended = (
+        'state', 'accepted', 'refused', 'attempts', 'first_attempt',
+        'uncertain', 'sent_at', 'error')
+    recorded = ended + ('scheduled_at',)
+
+    @property
+    def ending(self):
+        "What is recorded of a sent row: that of many is the same"
+        if self.state == 'sent':
+            return tuple(getattr(self, name) for name in self.ended)
 
     @property
     def place(self):
@@ -72,12 +80,7 @@ class Row(NamedTuple):
     @property
     def remaining(self):
         "The recipients that the message has still to go to"
-        accepted = (self.accepted or '').split('\n')
-        refused = (self.refused or '').split('\n')
-        return [
-            a for a in message.split_addresses(self.to_addrs)
-            if a not in accepted
-            and not any(line.startswith(f'{a} ') for line in refused)]
+        return message.remaining(self.to_addrs, self.accepted, self.refused)
 
     def expired(self, now):
         return bool(self.expires_at) and self.expires_at <= now
@@ -310,27 +313,47 @@ class Store:
 
     # Recording
 
+    def _update(self, names, values, ids):
+        t = self.Model.__table__()
+        return t.update(
+            [Column(t, name) for name in names] + [t.sender, t.write_date],
+            [*values, None, CurrentTimestamp()],
+            where=t.id.in_(ids)
+            & (t.state == 'sending') & (t.sender == self.number))
+
+    def _record_alike(self, rows):
+        return self._execute(self._update(
+                Row.ended, rows[0].ending, [r.id for r in rows])).rowcount
+
+    def _record_each(self, rows):
+        if not rows:
+            return 0
+        values = [
+            tuple(getattr(r, n) for n in Row.recorded) for r in rows]
+        cursor = self.connection.cursor()
+        # They are one transaction
+        cursor.executemany(str(self._update(Row.recorded, values[0], [0])), [
+                self._update(Row.recorded, v, [r.id]).params
+                for r, v in zip(rows, values)])
+        self.used_at = time.monotonic()
+        return cursor.rowcount
+
     def record(self, rows):
         "Write the outcome of rows that this sender holds"
         if not rows:
             return
-        t = self.Model.__table__()
-        update = t.update(
-            [Column(t, name) for name in Row.recorded]
-            + [t.sender, t.write_date],
-            [None for _ in Row.recorded] + [None, CurrentTimestamp()],
-            where=(t.id == 0)
-            & (t.state == 'sending') & (t.sender == self.number))
-        cursor = self.connection.cursor()
-        cursor.executemany(str(update), [
-                (*(getattr(r, n) for n in Row.recorded), None,
-                    r.id, 'sending', self.number)
-                for r in rows])
-        self.used_at = time.monotonic()
-        if cursor.rowcount != len(rows):
+        alike = collections.defaultdict(list)
+        for row in rows:
+            alike[row.ending or row.id].append(row)
+        count = sum(
+            self._record_alike(group)
+            for group in alike.values() if len(group) > 1)
+        count += self._record_each(
+            [row for row, *others in alike.values() if not others])
+        if count != len(rows):
             logger.warning(
                 "%d of the emails %s are no longer held by sender %s",
-                len(rows) - cursor.rowcount,
+                len(rows) - count,
                 ', '.join(str(r.id) for r in rows), self.number)
         forget(Transaction())
         try:
