@@ -7,7 +7,7 @@ export PYTEST
 PYTHON = .venv/bin/python
 PACKAGING = setup.py pyproject.toml tryton.cfg .ci/venv
 
-.PHONY: help test demo bench package clean
+.PHONY: help test test-web browser screenshots locale demo bench package clean
 # Both environments write the module's egg-info
 .NOTPARALLEL:
 
@@ -15,6 +15,10 @@ help:
 	@echo "make test     run all tests, on SQLite and PostgreSQL, trytond 8.2 and 8.0"
 	@echo "              CHECKS='sqlite flake8' runs only these,"
 	@echo "              PYTEST='-k priority -x' gives options to pytest"
+	@echo "make test-web drive the web client of Tryton in a browser"
+	@echo "make screenshots"
+	@echo "              make the pictures of the documentation by it"
+	@echo "make locale   update the translations from the code"
 	@echo "make demo     see emails go through the queue to an SMTP server"
 	@echo "make bench    measure"
 	@echo "make package  build the sdist and the wheel and check them"
@@ -23,6 +27,19 @@ help:
 test: .venv/stamp .venv-8.0/stamp
 	@$(PYTHON) tests/postgresql.py > /dev/null 2>&1 || .ci/install postgresql
 	@$(PYTHON) tests/run.py $(CHECKS) --pytest="$$PYTEST"
+
+test-web: .venv-8.0/stamp .cache/sao/stamp browser
+	@.venv-8.0/bin/pytest -o cache_dir=.cache/pytest/web tests_web $$PYTEST
+
+screenshots: .venv-8.0/stamp .cache/sao/stamp browser
+	@.venv-8.0/bin/python doc/screenshots.py
+
+browser:
+	@command -v chromedriver > /dev/null || \
+	    .ci/install chromium chromium-driver fonts-liberation
+
+locale: .venv/stamp
+	@$(PYTHON) tests/catalogue.py
 
 demo: .venv/stamp
 	@$(PYTHON) demo/demo.py
@@ -37,7 +54,10 @@ package: .venv/stamp
 	@.ci/venv .venv 8.2
 
 .venv-8.0/stamp: $(PACKAGING)
-	@.ci/venv .venv-8.0 8.0
+	@.ci/venv .venv-8.0 8.0 web
+
+.cache/sao/stamp: .ci/web
+	@.ci/web .cache/sao
 
 clean:
 	rm -rf .venv .venv-8.0 .cache .coverage .coverage.* .hypothesis .tox

@@ -83,6 +83,10 @@ setup(
             'pytest',
             'trytond[postgresql]',
             ],
+        'web': [
+            'selenium',
+            'trytond_party >= 8.0, < 8.3',
+            ],
         },
     entry_points=f"""
     [trytond.modules]

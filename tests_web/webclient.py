@@ -1,0 +1,293 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Tryton's web client on a database with the module, in a real browser."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.common.exceptions import (
+    ElementClickInterceptedException, ElementNotInteractableException,
+    StaleElementReferenceException)
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+import trytond.config as config
+from trytond.modules.email_queue.tests.postgresql import free_port
+from trytond.modules.email_queue.tests.smtpd import Server
+from trytond.pool import Pool
+from trytond.transaction import Transaction
+
+__all__ = ['Browser', 'Site']
+
+DATABASE = 'shop'
+PASSWORD = 'correct horse battery'
+# Where trytond-admin and the others are
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parent.parent
+SAO = ROOT / '.cache' / 'sao' / 'node_modules' / 'tryton-sao'
+# What the browser shows when something goes wrong
+FAILURE = ROOT / '.cache' / 'web.png'
+TIMEOUT = 60  # seconds
+# What the client asks for though it does without
+OPTIONAL = re.compile(r'/(locale/en(_US)?\.json|custom\.(css|js)) ')
+FIND = """
+    const [selector, text] = arguments;
+    return [...document.querySelectorAll(selector)].filter(element =>
+        element.offsetParent && element.textContent.trim().startsWith(text));
+    """
+VALUES = """
+    return Object.fromEntries(
+        [...document.querySelectorAll('.form [name]')]
+        .filter(element => element.offsetParent)
+        .map(element => [
+            element.name,
+            element.selectedOptions ?
+                element.selectedOptions[0].text : element.value]));
+    """
+
+
+class Site:
+    """A database on SQLite, served with the web client by a trytond.
+
+    What it sends goes to a server whose answers are in the addresses.
+
+    :param modules: what to activate besides email_queue
+    """
+
+    def __init__(self, modules=()):
+        self.modules = ['email_queue', *modules]
+        self.url = f'http://127.0.0.1:{free_port()}/'
+
+    def __enter__(self):
+        with ExitStack() as stack:
+            self.directory = Path(stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix='email_queue-')))
+            self.smtp = stack.enter_context(Server())
+            self._configure()
+            self._create_database()
+            self._serve(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info):
+        self._stack.close()
+
+    def _configure(self):
+        path = self.directory / 'trytond.conf'
+        path.write_text(textwrap.dedent(f"""\
+                [database]
+                uri = sqlite://
+                path = {self.directory}
+
+                [web]
+                listen = {self.url.split('/')[2]}
+                root = {SAO}
+
+                [email]
+                uri = {self.smtp.uri}
+                from = shop@example.com
+                """))
+        password = self.directory / 'password'
+        password.write_text(PASSWORD)
+        self.environ = {
+            name: value for name, value in os.environ.items()
+            if not name.startswith('TRYTOND_')}
+        self.environ.update(
+            TRYTOND_CONFIG=str(path), TRYTONPASSFILE=str(password))
+        config.update_etc(str(path))
+
+    def _create_database(self):
+        (self.directory / f'{DATABASE}.sqlite').touch()
+        self.run(
+            'trytond-admin', '--email', 'admin@example.com',
+            '--activate-dependencies', '-u', *self.modules)
+        Pool.start()
+        Pool(DATABASE).init()
+        with self.transaction():
+            pool = Pool()
+            User = pool.get('res.user')
+            Item = pool.get('ir.module.config_wizard.item')
+            ModelData = pool.get('ir.model.data')
+            admin, = User.search([('login', '=', 'admin')])
+            User.write([admin], {
+                    'groups': [('add', [
+                                ModelData.get_id(
+                                    'email_queue.group_email_queue')])],
+                    })
+            # Their wizard would open first
+            Item.write(Item.search([]), {'state': 'done'})
+
+    def _serve(self, stack):
+        log = self.directory / 'trytond.log'
+        process = subprocess.Popen(
+            [BIN / 'trytond', '-d', DATABASE], env=self.environ,
+            stdin=subprocess.DEVNULL, stdout=log.open('wb'),
+            stderr=subprocess.STDOUT)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+
+        def is_up(_):
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text())
+            with urllib.request.urlopen(self.url):
+                return True
+        WebDriverWait(None, TIMEOUT, .1, [OSError]).until(is_up)
+
+    def run(self, program, *args):
+        process = subprocess.run(
+            [BIN / program, '-d', DATABASE, *args], env=self.environ,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True)
+        if process.returncode:
+            raise RuntimeError(f"{program} failed:\n{process.stdout}")
+
+    def run_job(self):
+        "Have the scheduler send what is queued"
+        with self.transaction():
+            Cron = Pool().get('ir.cron')
+            Cron.write(
+                Cron.search([('method', '=', 'email.queue|send_all')]),
+                {'next_call': None})
+        self.run('trytond-cron', '--once')
+
+    @contextmanager
+    def transaction(self, user=0, **options):
+        "A transaction that is committed at the end"
+        with Transaction().start(DATABASE, user, **options) as transaction:
+            yield transaction
+
+
+class Browser:
+    "A browser with the web client; everything waits until it is there"
+
+    def __init__(self, url, width=1280, height=800):
+        self.url = url
+        self.size = width, height
+
+    def __enter__(self):
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which('chromium')
+        for argument in [
+                '--headless=new',
+                '--no-sandbox',  # which root can not have
+                '--disable-dev-shm-usage',
+                '--hide-scrollbars',
+                '--lang=en-US',
+                ]:
+            options.add_argument(argument)
+        options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+        # The browser leaves files behind
+        self.directory = tempfile.TemporaryDirectory(
+            prefix='email_queue-', ignore_cleanup_errors=True)
+        self.driver = webdriver.Chrome(
+            options=options,
+            service=webdriver.ChromeService(
+                shutil.which('chromedriver'),
+                env={**os.environ, 'TMPDIR': self.directory.name}))
+        # The size of the window would be with its frame
+        self.driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', {
+                'width': self.size[0], 'height': self.size[1],
+                'deviceScaleFactor': 1, 'mobile': False})
+        return self
+
+    def __exit__(self, exc_type, *exc_info):
+        if exc_type:
+            self.driver.save_screenshot(FAILURE)
+        self.driver.quit()
+        self.directory.cleanup()
+
+    @property
+    def errors(self):
+        "What the console has told of errors since it was last asked"
+        return [
+            entry['message'] for entry in self.driver.get_log('browser')
+            if entry['level'] == 'SEVERE'
+            and not OPTIONAL.search(entry['message'])]
+
+    def wait(self, condition, what):
+        "Wait until the condition holds, and return its value"
+        return WebDriverWait(self.driver, TIMEOUT, .1, [
+                ElementClickInterceptedException,
+                ElementNotInteractableException,
+                StaleElementReferenceException,
+                ]).until(lambda _: condition(), f"no {what}")
+
+    def elements(self, selector, text=''):
+        "Return the visible elements whose text starts so"
+        return self.driver.execute_script(FIND, selector, text)
+
+    def find(self, selector, text=''):
+        return self.wait(
+            lambda: self.elements(selector, text), f"{selector} {text}")[0]
+
+    def click(self, selector, text=''):
+        self.wait(
+            lambda: [e.click() for e in self.elements(selector, text)[:1]],
+            f"{selector} {text}")
+
+    def type(self, selector, keys):
+        self.wait(
+            lambda: [e.send_keys(keys) for e in self.elements(selector)[:1]],
+            selector)
+
+    def wait_until_idle(self):
+        "Wait until there is nothing that the client still waits for"
+        self.wait(
+            lambda: self.driver.execute_script(
+                "return !jQuery.active && !jQuery(':animated').length"),
+            "end of the requests")
+
+    def login(self, user='admin'):
+        self.driver.get(f'{self.url}#{DATABASE}')
+        self.type('#login', user)
+        self.click('button[type=submit]', "Login")
+        self.type('input[type=password]', PASSWORD + Keys.ENTER)
+        self.find('#menu tr')
+        self.wait_until_idle()
+
+    def open_menu(self, *path):
+        for name in path:
+            self.click('#menu tr', name)
+        self.wait_until_idle()
+
+    def hide_menu(self):
+        self.click('[data-toggle=menu]')
+
+    def open_tab(self, name):
+        self.click('.nav-tabs a', name)
+        self.wait_until_idle()
+
+    def open_row(self, text):
+        "Open the form of the row of the list with that text"
+        def double_click():
+            for cell in self.elements('.tree tbody .widget', text)[:1]:
+                ActionChains(self.driver).double_click(cell).perform()
+                return True
+        self.wait(double_click, f"row {text}")
+        self.find('.form')
+        self.wait_until_idle()
+
+    def save(self, path):
+        "Save a picture of the page, with nothing in focus"
+        self.driver.execute_script('document.activeElement.blur()')
+        self.wait_until_idle()
+        self.driver.save_screenshot(path)
+
+    @property
+    def values(self):
+        "What the fields of the form show"
+        return self.driver.execute_script(VALUES)
+
+    def wait_for(self, **values):
+        self.wait(
+            lambda: values.items() <= self.values.items(),
+            f"form with {values}")
