@@ -4,6 +4,7 @@
 import datetime as dt
 import logging
 from contextlib import contextmanager
+from email.message import EmailMessage
 
 from sql import Column
 from sql.functions import CurrentTimestamp
@@ -17,9 +18,10 @@ from trytond.pyson import Bool, Eval, If
 from trytond.tools import slugify
 from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
+from trytond.wizard import Button, StateAction, StateView, Wizard
 
-from . import message, sender, smtp
-from .exceptions import EmailQueueError
+from . import message, notification, sender, smtp
+from .exceptions import EmailQueueError, UncertainWarning
 from .store import forget
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ PRIORITIES = {
     }
 # What an error quotes of a value at most
 VALUE_LENGTH = 200
+# How many emails a text names at most
+NAMES = 5
 # The digits that fit any integer of a database
 ID_LENGTH = 18
 
@@ -50,6 +54,28 @@ class EmailQueue(ModelSQL, ModelView):
         "Message", filename='filename', readonly=True,
         help="The message exactly as it is sent.")
     filename = fields.Function(fields.Char("File Name"), 'get_filename')
+    headers = fields.Function(
+        fields.Text("Headers"), 'get_contents')
+    text = fields.Function(
+        fields.Text("Text",
+            states={
+                'invisible': ~Eval('text'),
+                }),
+        'get_contents')
+    html = fields.Function(
+        fields.Text("HTML as Text",
+            states={
+                'invisible': ~Eval('html'),
+                },
+            help="The text of the HTML, which is not displayed itself."),
+        'get_contents')
+    attachments = fields.Function(
+        fields.Text("Attachments",
+            states={
+                'invisible': ~Eval('attachments'),
+                },
+            help="The name, type and size of each attachment."),
+        'get_contents')
     size = fields.Integer(
         "Size", required=True, readonly=True,
         help="The number of bytes of the message.")
@@ -100,6 +126,13 @@ class EmailQueue(ModelSQL, ModelView):
             },
         help="The recipients that the server has refused for good, "
         "each with its answer.")
+    waiting = fields.Function(
+        fields.Text("Waiting",
+            states={
+                'invisible': ~Eval('waiting'),
+                },
+            help="The recipients that the email has still to go to."),
+        'get_waiting')
     attempts = fields.Integer(
         "Attempts", required=True, readonly=True,
         help="How often the server has decided on the email.")
@@ -164,9 +197,16 @@ class EmailQueue(ModelSQL, ModelView):
                     t, (t.resource, Index.Similarity(begin=True)),
                     where=t.resource != ''),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
+                Index(t, (t.create_date, Index.Range())),
+                # Email Activity
+                Index(t, (t.sent_at, Index.Range()), where=t.state == 'sent'),
                 })
 
         cls._buttons.update(
+            send_now={
+                'invisible': Eval('state') != 'outbox',
+                'depends': ['state'],
+                },
             retry={
                 'invisible': ~Eval('state').in_(['failed', 'cancelled']),
                 'depends': ['state'],
@@ -202,6 +242,54 @@ class EmailQueue(ModelSQL, ModelView):
 
     def get_rec_name(self, name):
         return self.subject or self.message_id or str(self.id)
+
+    @classmethod
+    def search_rec_name(cls, name, clause):
+        operator = clause[1]
+        bool_op = 'AND' if operator.startswith(('!', 'not ')) else 'OR'
+        return [bool_op,
+            ('subject', *clause[1:]),
+            ('message_id', *clause[1:]),
+            ('from_addr', *clause[1:]),
+            ('to_addrs', *clause[1:]),
+            ]
+
+    @classmethod
+    def read(cls, ids, fields_names):
+        # A record that one may not read would break the list for all
+        prefix = 'resource.'
+        names = [n for n in fields_names if not n.startswith(prefix)]
+        related = [
+            n.removeprefix(prefix)
+            for n in fields_names if n.startswith(prefix)]
+        if not (related and Transaction().check_access):
+            return super().read(ids, fields_names)
+        rows = super().read(ids, [*names, 'resource'])
+        resources = _read_resources(
+            {r['resource'] for r in rows if r['resource']}, related)
+        for row in rows:
+            row[prefix] = resources.get(row['resource'])
+            if 'resource' not in names:
+                del row['resource']
+        return rows
+
+    @classmethod
+    def get_contents(cls, emails, names):
+        contents = {name: {} for name in names}
+        # The client asks for the size only of the fields that it shows
+        with Transaction().set_context({f'{cls.__name__}.msg': None}):
+            for email in emails:
+                # One after another as a read loads all that are browsed
+                reading = message.read(cls(email.id).msg or b'')
+                for name in names:
+                    contents[name][email.id] = (
+                        _shown(reading, name) or None)
+        return contents
+
+    def get_waiting(self, name):
+        if self.state in {'outbox', 'sending'}:
+            return '\n'.join(message.remaining(
+                    self.to_addrs, self.accepted, self.refused))
 
     @classmethod
     def get_resources(cls):
@@ -266,9 +354,15 @@ class EmailQueue(ModelSQL, ModelView):
                 expires_at=expires_at, resource=resource)
         with without_check_access():
             emails = cls.create([values])
-        if scheduled_at is None and config.getboolean('queue', 'worker'):
-            Transaction().join(_Push()).put(emails[0])
+        if scheduled_at is None:
+            cls._push(emails)
         return emails
+
+    @classmethod
+    def _push(cls, emails):
+        "Let a worker, where there is one, send what is due at the commit"
+        if emails and config.getboolean('queue', 'worker'):
+            Transaction().join(_Push()).put(emails[0])
 
     @classmethod
     def queue_message(
@@ -441,8 +535,29 @@ class EmailQueue(ModelSQL, ModelView):
         """
 
     @classmethod
+    def run_finished(cls, failed):
+        """Called at the end of a run in which emails have failed for good.
+
+        For subclasses to extend. It runs in the transaction of the caller of
+        :meth:`send_all`, which sees nothing of the run.
+
+        :param failed: the ids of the emails.
+        """
+        notification.notify(cls, failed)
+
+    @classmethod
+    @ModelView.button
+    def send_now(cls, emails):
+        cls._move(emails, {'outbox'}, {
+                'priority': PRIORITIES['urgent'],
+                'scheduled_at': CurrentTimestamp(),
+                })
+        cls._push(emails)
+
+    @classmethod
     @ModelView.button
     def retry(cls, emails):
+        cls._warn_uncertain([e for e in emails if e.uncertain])
         cls._move(emails, {'failed', 'cancelled'}, {
                 'state': 'outbox',
                 'attempts': 0,
@@ -454,6 +569,23 @@ class EmailQueue(ModelSQL, ModelView):
                 'refused': None,
                 'error': None,
                 })
+        cls._push(emails)
+
+    @classmethod
+    def _warn_uncertain(cls, emails):
+        Warning = Pool().get('res.user.warning')
+        if emails:
+            key = Warning.format('email_queue_retry_uncertain', emails)
+            if Warning.check(key):
+                names = [
+                    f'{e.rec_name} ({e.to_addrs})'[:VALUE_LENGTH]
+                    for e in emails[:NAMES]]
+                if len(emails) > NAMES:
+                    names.append('…')
+                raise UncertainWarning(
+                    key,
+                    gettext('email_queue.msg_retry_uncertain'),
+                    '\n'.join(names))
 
     @classmethod
     @ModelView.button
@@ -485,6 +617,56 @@ class EmailQueue(ModelSQL, ModelView):
         forget(transaction)
 
 
+def _read_resources(references, names):
+    "Return the values of records, of those that may not be read an id only"
+    ids, values = {}, {}
+    for reference in references:
+        model, _, id_ = reference.partition(',')
+        ids.setdefault(model, []).append(int(id_))
+        values[reference] = {
+            'id': int(id_), **dict.fromkeys(names), 'rec_name': f'({id_})'}
+    for model, ids in ids.items():
+        for row in _read_allowed(Pool().get(model), ids, names):
+            values[f'{model},{row["id"]}'] = row
+    return values
+
+
+def _read_allowed(Model, ids, names):
+    try:
+        return Model.read(ids, names)
+    except AccessError:
+        middle = len(ids) // 2
+        if not middle:
+            return []
+        return [
+            *_read_allowed(Model, ids[:middle], names),
+            *_read_allowed(Model, ids[middle:], names)]
+
+
+def _shown(reading, name):
+    "Return what the field of that name shows of a message"
+    if name == 'headers':
+        return '\n'.join(f'{n}: {v}' for n, v in reading.headers)
+    if name == 'attachments':
+        lines = [
+            f'{a.name} ({a.type}, {_size(a.size)})' if a.name
+            else f'{a.type} ({_size(a.size)})' for a in reading.attachments]
+        if not reading.complete:
+            lines.append('…')
+        return '\n'.join(lines)
+    return getattr(reading, name)
+
+
+def _size(size):
+    for unit in ['B', 'KiB']:
+        if size < 1024:
+            break
+        size /= 1024
+    else:
+        unit = 'MiB'
+    return f'{size:.3g} {unit}' if size < 1000 else f'{size:.0f} {unit}'
+
+
 class _Push:
     """Pushes one task for all emails that a transaction queues.
 
@@ -514,6 +696,50 @@ class _Push:
         pass
 
     tpc_vote = tpc_finish = abort = tpc_begin
+
+
+class QueueTest(Wizard):
+    __name__ = 'email.queue.test'
+
+    start = StateView(
+        'email.queue.test.start', 'email_queue.queue_test_start_view_form', [
+            Button("Cancel", 'end', 'tryton-cancel'),
+            Button("Queue", 'queue_email', 'tryton-ok', default=True),
+            ])
+    queue_email = StateAction('email_queue.act_email_queue_form')
+
+    def default_start(self, fields):
+        User = Pool().get('res.user')
+        user = User(Transaction().user)
+        from_addr = config.get('email', 'from')
+        if not from_addr:
+            raise EmailQueueError(gettext('email_queue.msg_test_sender'))
+        if not user.email:
+            raise EmailQueueError(gettext(
+                    'email_queue.msg_test_recipient', user=user.rec_name))
+        return {
+            'from_addr': from_addr,
+            'to_addr': user.email,
+            }
+
+    def do_queue_email(self, action):
+        EmailQueue = Pool().get('email.queue')
+        values = self.default_start([])
+        msg = EmailMessage()
+        msg['From'] = values['from_addr']
+        msg['To'] = values['to_addr']
+        msg['Subject'] = gettext('email_queue.msg_test_subject')
+        msg.set_content(gettext('email_queue.msg_test_body'))
+        email, = EmailQueue.queue_message(msg)
+        action['views'].reverse()
+        return action, {'res_id': [email.id]}
+
+
+class QueueTestStart(ModelView):
+    __name__ = 'email.queue.test.start'
+
+    from_addr = fields.Char("From", readonly=True)
+    to_addr = fields.Char("To", readonly=True)
 
 
 @contextmanager

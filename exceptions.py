@@ -1,8 +1,12 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 
-from trytond.exceptions import UserError
+from trytond.exceptions import UserError, UserWarning
 
 
 class EmailQueueError(UserError):
+    pass
+
+
+class UncertainWarning(UserWarning):
     pass

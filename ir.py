@@ -1,8 +1,21 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 
-from trytond.model import Index
-from trytond.pool import PoolMeta
+from trytond.i18n import gettext
+from trytond.model import Index, fields
+from trytond.pool import Pool, PoolMeta
+from trytond.pyson import Eval, If
+from trytond.transaction import Transaction, check_access
+
+from . import message
+
+DELIVERIES = {
+    'outbox': 'waiting',
+    'sending': 'waiting',
+    'sent': 'sent',
+    'failed': 'failed',
+    'cancelled': 'cancelled',
+    }
 
 
 class Cron(metaclass=PoolMeta):
@@ -13,13 +26,90 @@ class Cron(metaclass=PoolMeta):
         super().__setup__()
         cls.method.selection.append(
             ('email.queue|send_all', "Send Queued Emails"))
+        cls._notifications.add('email.queue|send_all')
 
 
 class Email(metaclass=PoolMeta):
     __name__ = 'ir.email'
+
+    delivery = fields.Function(
+        fields.Selection([
+                (None, ""),
+                ('waiting', "Waiting"),
+                ('sent', "Sent"),
+                ('failed', "Failed"),
+                ('cancelled', "Cancelled"),
+                ], "Delivery", sort=False,
+            states={
+                'invisible': ~Eval('delivery'),
+                },
+            help="What has become of the email in the queue."),
+        'get_delivery')
+    delivery_error = fields.Function(
+        fields.Text("Delivery Error",
+            states={
+                'invisible': ~Eval('delivery_error'),
+                },
+            help="The last answer of the server that was not good."),
+        'get_delivery')
 
     @classmethod
     def __setup__(cls):
         super().__setup__()
         t = cls.__table__()
         cls._sql_indexes.add(Index(t, (t.message_id, Index.Equality())))
+
+    @classmethod
+    def view_attributes(cls):
+        return super().view_attributes() + [
+            ('/tree/field[@name="delivery"]', 'visual',
+                If(Eval('delivery') == 'failed', 'danger',
+                    If(Eval('delivery') == 'sent', 'success', '')),
+                ['delivery']),
+            ]
+
+    @classmethod
+    def get_delivery(cls, emails, names):
+        queued = cls._queued({e.message_id for e in emails if e.message_id})
+        reads_all = _reads_queue()
+        values = {name: {} for name in names}
+        for email in emails:
+            state, error, to_addrs = queued.get(
+                email.message_id, (None, None, None))
+            if 'delivery' in names:
+                values['delivery'][email.id] = DELIVERIES.get(state)
+            if 'delivery_error' in names:
+                if error and not (reads_all or email._is_author):
+                    error = message.masked(
+                        error, to_addrs, email._shown_recipients,
+                        gettext('email_queue.msg_hidden_recipient'))
+                values['delivery_error'][email.id] = error
+        return values
+
+    @classmethod
+    def _queued(cls, message_ids):
+        "Return state, error and recipients of queued emails by Message-ID"
+        t = Pool().get('email.queue').__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.message_id, t.state, t.error, t.to_addrs,
+                where=fields.SQL_OPERATORS['in'](
+                    t.message_id, list(message_ids)),
+                order_by=[t.id]))
+        return {message_id: values for message_id, *values in cursor}
+
+    @property
+    def _is_author(self):
+        return self.create_uid.id == Transaction().user
+
+    @property
+    def _shown_recipients(self):
+        return ', '.join(
+            filter(None, [self.recipients, self.recipients_secondary]))
+
+
+def _reads_queue():
+    # Access is not checked while a field is computed
+    with check_access():
+        return Pool().get('ir.model.access').check(
+            'email.queue', 'read', raise_exception=False)

@@ -21,9 +21,11 @@ from trytond.transaction import Transaction, check_access
 from trytond.wsgi import app
 
 from .jsonrpc import RPCError, RPCTestCase
+from .tools import configured
 
 SECRET = b'Your secret is 42.'
 BUTTONS = {
+    'send_now': {'outbox'},
     'retry': {'failed', 'cancelled'},
     'cancel': {'outbox'},
     }
@@ -267,7 +269,7 @@ class ButtonTestCase(RPCTestCase):
                 id_, state=state, attempts=7, crashes=3, uncertain=True,
                 error="550 no", accepted='jane@example.com',
                 refused='john@example.com 550 no')
-            self.postmaster.queue('retry', [id_])
+            self.insist('retry', id_)
             self.assertEqual(
                 self.read(
                     id_, 'state', 'attempts', 'crashes', 'uncertain',
@@ -277,6 +279,61 @@ class ButtonTestCase(RPCTestCase):
             self.assertEqual(self.read(id_, 'accepted'), 'jane@example.com')
             self.assertEqual(
                 self.read(id_, 'write_uid').id, self.postmaster.id)
+
+    def insist(self, button, *ids):
+        "Press a button that warns first"
+        before = self.rows()
+        with self.assertRaises(RPCError) as cm:
+            self.postmaster.queue(button, ids)
+        name, (key, text, _), *_ = cm.exception.args
+        self.assertEqual(name, 'UserWarning')
+        self.assertIn("twice", text)
+        self.assertEqual(self.rows(), before)
+        self.postmaster.call('res.user.warning', 'skip', key, False)
+        self.postmaster.queue(button, ids)
+
+    def test_retry_uncertain(self):
+        "Test the warning is about those that may have arrived only"
+        ids = [self.queue(msg=f'Subject: {n}'.encode()) for n in range(8)]
+        self.write(*ids, state='failed')
+        self.write(*ids[1:], uncertain=True)
+        self.postmaster.queue('retry', ids[:1])
+        with self.assertRaises(RPCError) as cm:
+            self.postmaster.queue('retry', ids[1:])
+        _, (_, _, names), *_ = cm.exception.args
+        self.assertEqual(names.splitlines(), [
+                *(f'{n} (jane@example.com)' for n in range(1, 6)), '…'])
+        self.insist('retry', *ids[1:])
+        self.assertEqual({self.read(i, 'state') for i in ids}, {'outbox'})
+
+    def test_send_now(self):
+        "Test an email that is to be sent now passes the others"
+        late = self.queue(
+            scheduled_at=dt.timedelta(days=1), priority='bulk')
+        self.queue(to_addrs='john@example.com')
+        self.postmaster.queue('send_now', [late])
+        self.assertEqual(
+            self.read(late, 'priority', 'state'), ['10', 'outbox'])
+        with configured(connections=1):
+            self.send_all()
+        self.assertEqual(
+            [m.to_addrs for m in self.server.received],
+            [('jane@example.com',), ('john@example.com',)])
+
+    def test_worker(self):
+        "Test what is due now is left to a worker at once"
+        with configured('queue', worker=True):
+            for button, state in [('send_now', 'outbox'), ('retry', 'failed')]:
+                id_ = self.queue(scheduled_at=dt.timedelta(days=1))
+                self.write(id_, state=state)
+                with self.subTest(button=button):
+                    self.postmaster.queue(button, [id_])
+                    with self.transaction() as transaction:
+                        cursor = transaction.connection.cursor()
+                        cursor.execute('SELECT name FROM ir_queue')
+                        self.assertEqual(
+                            cursor.fetchall(), [('email_queue',)])
+                        cursor.execute('DELETE FROM ir_queue')
 
     def test_cancel(self):
         "Test a cancelled email is not sent"

@@ -1,40 +1,44 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """What a client asks for, and gets, when the queue is opened in it."""
+import datetime as dt
 import json
 import logging
 from contextlib import contextmanager
+from email.message import EmailMessage
 from xml.etree import ElementTree
 
 from trytond import backend
 from trytond.pool import Pool
 from trytond.pyson import PYSONDecoder
 
-from .jsonrpc import STATES, RPCTestCase
+from .jsonrpc import STATES, RPCError, RPCTestCase
+from .tools import configured
 
 TABS = ["Outbox", "Sending", "Failed", "Sent", "Cancelled", "All"]
 
 
+@contextmanager
+def statements(case):
+    "Collect the SQL statements that are executed"
+    logger = logging.getLogger(backend.Database.__module__)
+    with case.assertLogs(logger, logging.DEBUG) as logs:
+        statements = logs.output
+        if backend.name != 'sqlite':
+            yield statements
+            return
+        # A connection logs only if it was opened so
+        with case.transaction(readonly=True) as transaction:
+            connection = transaction.connection
+        connection.set_trace_callback(logger.debug)
+        try:
+            yield statements
+        finally:
+            connection.set_trace_callback(None)
+
+
 class ClientTestCase(RPCTestCase):
     "Test the client"
-
-    @contextmanager
-    def statements(self):
-        "Collect the SQL statements that are executed"
-        logger = logging.getLogger(backend.Database.__module__)
-        with self.assertLogs(logger, logging.DEBUG) as logs:
-            statements = logs.output
-            if backend.name != 'sqlite':
-                yield statements
-                return
-            # A connection logs only if it was opened so
-            with self.transaction(readonly=True) as transaction:
-                connection = transaction.connection
-            connection.set_trace_callback(logger.debug)
-            try:
-                yield statements
-            finally:
-                connection.set_trace_callback(None)
 
     def action(self):
         "Return the action of the menu, as the client loads it"
@@ -134,7 +138,7 @@ class ClientTestCase(RPCTestCase):
                     self.assertTrue(view['fields'][name]['readonly'])
                 self.assertEqual(
                     {b.get('name') for b in root.iter('button')},
-                    {'retry', 'cancel'})
+                    {'send_now', 'retry', 'cancel'})
         view, root = views['tree']
         for button in root.iter('button'):
             self.assertEqual(button.get('multiple'), '1')
@@ -142,6 +146,7 @@ class ClientTestCase(RPCTestCase):
     def test_buttons(self):
         "Test each button is shown in the states in which it works"
         shown = {
+            'send_now': {'outbox'},
             'retry': {'failed', 'cancelled'},
             'cancel': {'outbox'},
             }
@@ -178,6 +183,7 @@ class ClientTestCase(RPCTestCase):
         for name in [
                 'resource', 'expires_at', 'first_attempt', 'sent_at',
                 'uncertain', 'crashes', 'error', 'accepted', 'refused',
+                'waiting', 'text', 'html', 'attachments',
                 'mail_options', 'rcpt_options']:
             states = view['fields'][name]['states']
             for value in [None, 1]:
@@ -200,8 +206,9 @@ class ClientTestCase(RPCTestCase):
         self.queue_each_state()
         view, root = self.views()['tree']
         names = [*view['fields'], 'rec_name', '_timestamp', '_write']
+        self.assertFalse({'headers', 'text', 'html'} & {*names})
         self.assertNotIn('msg', names)
-        with self.statements() as statements:
+        with statements(self) as executed:
             ids = self.postmaster.queue('search', [], 0, 100, None)
             emails = self.postmaster.queue('read', ids, names)
             self.assertEqual(
@@ -209,14 +216,117 @@ class ClientTestCase(RPCTestCase):
                         'search_read', [], 0, 100, None, names)),
                 len(STATES))
         self.assertEqual(len(emails), len(STATES))
-        emails = [s for s in statements if '"email_queue"' in s]
+        emails = [s for s in executed if '"email_queue"' in s]
         self.assertTrue(emails)
         self.assertFalse([s for s in emails if '"msg"' in s])
 
         # The net has no hole
-        with self.statements() as statements:
+        with statements(self) as executed:
             self.postmaster.queue('read', ids, ['msg'])
-        self.assertTrue([s for s in statements if '"msg"' in s])
+        self.assertTrue([s for s in executed if '"msg"' in s])
+
+    def test_confirm(self):
+        "Test the client asks before it does what can not be undone"
+        for type_, (_, root) in self.views().items():
+            for button in root.iter('button'):
+                with self.subTest(type=type_, button=button.get('name')):
+                    self.assertEqual(
+                        bool(button.get('confirm')),
+                        button.get('name') in {'retry', 'cancel'})
+
+    def test_columns(self):
+        "Test the columns that are seen at first"
+        _, root = self.views()['tree']
+        self.assertLessEqual(
+            {'create_date', 'from_addr', 'to_addrs', 'subject', 'size',
+                'state', 'attempts', 'scheduled_at', 'priority'},
+            {e.get('name') for e in root.iter('field')
+                if e.get('optional') != '1'})
+
+    def test_search(self):
+        "Test an email is found by what is known of it"
+        id_ = self.queue(
+            from_addr='shop@example.com', to_addrs='jane@example.com',
+            msg=b'Subject: Order SO-1\r\nMessage-ID: <1@example.com>\r\n\r\n',
+            resource=f'res.user,{self.clerk.id}')
+        now = dt.datetime.now()
+        self.queue(
+            from_addr='other@example.com', to_addrs='john@example.com',
+            msg=b'Subject: Invoice\r\n\r\n')
+        for domain in [
+                [('rec_name', 'ilike', '%so-1%')],
+                [('rec_name', 'ilike', '%shop@%')],
+                [('rec_name', 'ilike', '%JANE@%')],
+                [('rec_name', '=', '<1@example.com>')],
+                [('rec_name', 'not ilike', '%john%'),
+                    ('rec_name', 'not ilike', '%Invoice%')],
+                [('from_addr', 'ilike', '%shop%')],
+                [('to_addrs', 'ilike', '%jane%')],
+                [('subject', 'ilike', '%order%')],
+                [('message_id', '=', '<1@example.com>')],
+                [('state', '=', 'outbox'), ('create_date', '<=', now)],
+                [('resource', '=', f'res.user,{self.clerk.id}')],
+                [('resource.login', '=', 'clerk', 'res.user')],
+                ]:
+            with self.subTest(domain=domain):
+                self.assertEqual(
+                    self.postmaster.queue('search', domain, 0, 10, None),
+                    [id_])
+        view, root = self.views()['tree']
+        # The client searches by the fields of the list
+        self.assertLessEqual(
+            {'from_addr', 'to_addrs', 'subject', 'message_id', 'state',
+                'create_date', 'resource', 'error'},
+            view['fields'].keys())
+
+    def test_contents(self):
+        "Test what is read of the message"
+        msg = EmailMessage()
+        msg['Subject'] = "Größe"
+        msg.set_content("Hello")
+        msg.add_alternative("<p>Hello <b>HTML</b></p>", subtype='html')
+        msg.add_attachment(
+            b'x' * 2048, maintype='application', subtype='pdf',
+            filename='order.pdf')
+        msg.add_attachment(b'x', maintype='image', subtype='png')
+        ids = [self.queue(msg=msg), self.queue(msg=b'')]
+        names = ['headers', 'text', 'html', 'attachments', 'msg', 'size']
+        email, empty = self.postmaster.queue(
+            'read', ids, names, context={'email.queue.msg': 'size'})
+        self.assertEqual(email['msg'], email['size'])
+        self.assertIn("\nSubject: Größe", email['headers'])
+        self.assertEqual(email['text'], "Hello")
+        self.assertEqual(email['html'], "Hello HTML")
+        self.assertEqual(
+            email['attachments'],
+            "order.pdf (application/pdf, 2 KiB)\nimage/png (1 B)")
+        self.assertEqual(
+            [empty[n] for n in ['text', 'html', 'attachments']],
+            [None, None, None])
+
+    def test_contents_one_by_one(self):
+        "Test the messages of many records are not held at once"
+        ids = [self.queue() for _ in range(5)]
+        with statements(self) as executed:
+            self.postmaster.queue('read', ids, ['text'])
+        executed = [
+            s for s in executed if '"email_queue"' in s and '"msg"' in s]
+        self.assertEqual(len(executed), len(ids))
+
+    def test_waiting(self):
+        "Test the recipients that are left"
+        id_ = self.queue(
+            to_addrs=['a@example.com', 'b@example.com', 'c@example.com'])
+        self.write(
+            id_, accepted='a@example.com', refused='b@example.com 550 no')
+        for state in STATES:
+            self.write(id_, state=state)
+            with self.subTest(state=state):
+                email, = self.postmaster.queue('read', [id_], ['waiting'])
+                self.assertEqual(
+                    email['waiting'],
+                    'c@example.com' if state in {'outbox', 'sending'}
+                    else None)
 
     def test_form_without_body(self):
         "Test the form asks for the size of the message only"
@@ -266,3 +376,131 @@ class ClientTestCase(RPCTestCase):
                 self.assertIn('res.user', models)
                 self.assertEqual(
                     'email.queue' in models, session in self.readers)
+
+    def test_resource_names(self):
+        "Test records that can not be read do not break the list"
+        with self.transaction():
+            pool = Pool()
+            Lang = pool.get('ir.lang')
+            RuleGroup = pool.get('ir.rule.group')
+            Search = pool.get('ir.ui.view_search')
+            lang, = Lang.search([('code', '=', 'en')])
+            no_access = Search(name="Test", model='res.user', domain='[]')
+            no_access.save()
+            rules, = RuleGroup.create([{
+                        'name': "Test",
+                        'model': 'ir.calendar.day',
+                        'global_p': True,
+                        'rules': [
+                            ('create', [{'domain': '[["id", "<", 0]]'}])],
+                        }])
+            no_rule, = pool.get('ir.calendar.day').search([], limit=1)
+        self.addCleanup(self.delete, rules)
+        deleted = 'ir.lang,999999'
+        names = {
+            str(lang): "English",
+            str(no_access): f'({no_access.id})',
+            str(no_rule): f'({no_rule.id})',
+            deleted: None,
+            '': None,
+            }
+        if self.has_bypass:
+            self.assertTrue(self.administrator.queue('read', [
+                        self.queue(resource=str(no_access))],
+                    ['resource.rec_name'])[0]['resource.']['rec_name'])
+        ids = {self.queue(resource=r or None): r for r in names}
+        fields = ['resource', 'resource.rec_name', 'subject']
+        for emails in [
+                self.postmaster.queue('read', list(ids), fields),
+                self.postmaster.queue(
+                    'search_read', [('id', 'in', list(ids))], 0, None, None,
+                    fields),
+                ]:
+            self.assertEqual(len(emails), len(names))
+            for email in emails:
+                resource = ids[email['id']]
+                with self.subTest(resource=resource):
+                    self.assertEqual(
+                        (email['resource.'] or {}).get('rec_name'),
+                        names[resource])
+                    self.assertEqual(
+                        email['resource'],
+                        resource if names[resource] else None)
+
+    def delete(self, *records):
+        with self.transaction():
+            for record in records:
+                Model = Pool().get(record.__name__)
+                Model.delete([Model(record.id)])
+
+
+class TestEmailTestCase(RPCTestCase):
+    "Test the wizard that queues a test email"
+
+    def setUp(self):
+        super().setUp()
+        self.set_email(self.postmaster, 'postmaster@example.com')
+
+    def set_email(self, session, email):
+        with self.transaction():
+            User = Pool().get('res.user')
+            User.write([User(session.id)], {'email': email})
+
+    def start(self, session):
+        name = 'wizard.email.queue.test'
+        context = {'active_model': 'email.queue'}
+        id_, start, end = session(f'{name}.create', context)
+        self.addCleanup(session, f'{name}.delete', id_, {})
+
+        def execute(state):
+            return session(f'{name}.execute', id_, {}, state, context)
+
+        return execute, execute(start)
+
+    def test_queue(self):
+        "Test it is queued to oneself, sent and opened"
+        execute, result = self.start(self.postmaster)
+        self.assertEqual(result['view']['defaults'], {
+                'from_addr': 'tryton@example.com',
+                'to_addr': 'postmaster@example.com',
+                })
+        self.assertFalse(self.rows())
+        result = execute('queue_email')
+        (action, data), = result['actions']
+        id_, = data['res_id']
+        self.assertEqual(action['res_model'], 'email.queue')
+        self.assertEqual(action['views'][0][1], 'form')
+        self.assertEqual(
+            self.read(id_, 'from_addr', 'to_addrs', 'state'),
+            ['tryton@example.com', 'postmaster@example.com', 'outbox'])
+        self.assertEqual(self.read(id_, 'create_uid').id, self.postmaster.id)
+        self.send_all()
+        mail, = self.server.received
+        self.assertEqual(mail.to_addrs, ('postmaster@example.com',))
+        self.assertEqual(self.server.violations, [])
+
+    def test_errors(self):
+        "Test it says what is missing"
+        self.set_email(self.postmaster, None)
+        with self.assertRaisesRegex(
+                RPCError, '"postmaster" must have an email address'):
+            self.start(self.postmaster)
+        self.set_email(self.postmaster, 'postmaster@example.com')
+        with configured('email', **{'from': None}):
+            with self.assertRaisesRegex(RPCError, 'set "from"'):
+                self.start(self.postmaster)
+        self.assertFalse(self.rows())
+
+    def test_access(self):
+        "Test only who looks after the queue may"
+        for session in self.strangers:
+            self.set_email(session, 'user@example.com')
+            with self.subTest(user=session.login):
+                with self.assertRaises(RPCError):
+                    self.start(session)
+        self.assertFalse(self.rows())
+
+    def test_toolbar(self):
+        "Test it is offered in the list"
+        actions = self.postmaster.queue('view_toolbar_get')['action']
+        self.assertIn("Queue a Test Email", [a['name'] for a in actions])

@@ -1,0 +1,95 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+
+import datetime as dt
+
+from sql import Null
+from sql.aggregate import Min, Sum
+from sql.conditionals import Case, Coalesce
+from sql.functions import DateTrunc
+
+from trytond.model import ModelSQL, ModelView, fields
+from trytond.pool import Pool
+
+
+class Activity(ModelSQL, ModelView):
+    "What has become of the emails, by period"
+
+    sent = fields.Integer("Sent", help="The emails sent in the period.")
+    failed = fields.Integer("Failed", help="The emails failed in the period.")
+    waiting = fields.Integer(
+        "Waiting",
+        help="The emails queued in the period that are not yet sent.")
+    oldest = fields.Timestamp(
+        "Oldest Waiting",
+        help="When the oldest of the waiting emails was queued.")
+
+    _period = None
+    _days = None
+
+    @classmethod
+    def table_query(cls):
+        t = Pool().get('email.queue').__table__()
+        since = dt.datetime.now() - dt.timedelta(days=cls._days)
+        failed_at = Coalesce(t.write_date, t.create_date)
+        is_waiting = t.state.in_(['outbox', 'sending'])
+        at = Case(
+            (t.state == 'sent', t.sent_at),
+            (t.state == 'failed', failed_at),
+            else_=t.create_date)
+        period = DateTrunc(cls._period, at)
+        return t.select(
+            # Each email is in one period
+            Min(t.id).as_('id'),
+            cls._period_column(period),
+            Sum(Case((t.state == 'sent', 1), else_=0)).as_('sent'),
+            Sum(Case((t.state == 'failed', 1), else_=0)).as_('failed'),
+            Sum(Case((is_waiting, 1), else_=0)).as_('waiting'),
+            cls.oldest.sql_cast(
+                Min(Case((is_waiting, t.create_date), else_=Null))
+                ).as_('oldest'),
+            where=((t.state == 'sent') & (t.sent_at >= since))
+            | ((t.state == 'failed') & (failed_at >= since))
+            | is_waiting,
+            group_by=[period])
+
+    @classmethod
+    def _period_column(cls, period):
+        raise NotImplementedError
+
+
+class ActivityHour(Activity):
+    __name__ = 'email.queue.activity.hour'
+
+    time = fields.Timestamp("Time")
+
+    _period = 'hour'
+    _days = 7
+
+    @classmethod
+    def __setup__(cls):
+        super().__setup__()
+        cls._order.insert(0, ('time', 'DESC'))
+        cls.time.format = '%H:%M'
+
+    @classmethod
+    def _period_column(cls, period):
+        return cls.time.sql_cast(period).as_('time')
+
+
+class ActivityDay(Activity):
+    __name__ = 'email.queue.activity.day'
+
+    date = fields.Date("Date", help="The day in UTC.")
+
+    _period = 'day'
+    _days = 90
+
+    @classmethod
+    def __setup__(cls):
+        super().__setup__()
+        cls._order.insert(0, ('date', 'DESC'))
+
+    @classmethod
+    def _period_column(cls, period):
+        return cls.date.sql_cast(period).as_('date')

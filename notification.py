@@ -1,0 +1,129 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Who is told that emails have failed, and how."""
+import json
+import textwrap
+from collections import defaultdict
+
+from trytond.i18n import gettext, ngettext
+from trytond.pool import Pool
+from trytond.tools import grouped_slice
+from trytond.transaction import Transaction, check_access, without_check_access
+
+__all__ = ['notify']
+
+METHOD = 'email.queue|send_all'
+ICON = 'tryton-warning'
+ACTION = 'email_queue.act_email_queue_form'
+# More are told by their number
+EMAILS = 20
+DESCRIPTION_LENGTH = 300
+SLICE = 1000
+
+
+def notify(Model, ids):
+    """Tell users about emails that have failed for good.
+
+    In a transaction of its own: that of the scheduler is rolled back when the
+    run ends in an error.
+    """
+    with Transaction().new_transaction() as transaction, \
+            transaction.set_user(0), transaction.reset_context(), \
+            transaction.set_context(_cron=METHOD), without_check_access():
+        failed, by_user = _failed(Model, ids)
+        if not failed:
+            return
+        pool = Pool()
+        Notification = pool.get('res.notification')
+        User = pool.get('res.user')
+        Notification.save([
+                _notification(user, Model, by_user[user.id])
+                # Active ones that exist
+                for user in User.search([('id', 'in', list(by_user))])])
+        pool.get('ir.cron').notify(
+            ICON, ACTION, None,
+            'email_queue.msg_failed_many', n=failed, number=failed)
+
+
+def _failed(Model, ids):
+    "Return how many emails have failed and the ids by who queued them"
+    count, by_user = 0, defaultdict(list)
+    cursor = Transaction().connection.cursor()
+    t = Model.__table__()
+    for ids in grouped_slice(sorted(ids), SLICE):
+        cursor.execute(*t.select(
+                t.id, t.create_uid, t.from_addr, t.resource,
+                where=t.id.in_(list(ids)) & (t.state == 'failed'),
+                order_by=[t.id]))
+        for id_, user, from_addr, resource in cursor:
+            count += 1
+            # An answer to a failure must not cause another
+            if (from_addr != '<>'
+                    and not (resource or '').startswith(
+                        f'{Model.__name__},')):
+                by_user[user].append(id_)
+    return count, by_user
+
+
+def _notification(user, Model, ids):
+    pool = Pool()
+    Action = pool.get('ir.action')
+    ModelData = pool.get('ir.model.data')
+    Notification = pool.get('res.notification')
+    notification = Notification(user=user, icon=ICON)
+    language = user.language.code if user.language else None
+    with Transaction().set_context(language=language):
+        notification.label = ngettext(
+            'email_queue.msg_failed_label', len(ids))
+        if len(ids) > EMAILS:
+            notification.description = ngettext(
+                'email_queue.msg_failed_many', len(ids), number=len(ids))
+            if _reads(user, Model.__name__):
+                notification.action = Action.get_action_id(
+                    ModelData.get_id(ACTION))
+            return notification
+        emails = Model.browse(ids)
+        notification.description = textwrap.shorten(
+            _description(emails), DESCRIPTION_LENGTH, placeholder='…')
+        if target := _target(user, emails):
+            notification.model, ids = target
+            notification.records = json.dumps(ids)
+    return notification
+
+
+def _description(emails):
+    if len(emails) == 1:
+        email, = emails
+        return gettext('email_queue.msg_failed_one',
+            subject=email.rec_name, recipients=email.to_addrs,
+            error=email.error)
+    return ngettext('email_queue.msg_failed_some', len(emails),
+        number=len(emails), subjects=', '.join(e.rec_name for e in emails))
+
+
+def _target(user, emails):
+    """Return the model and the ids that a notification opens.
+
+    The records that the emails are about, else the emails, for who may not
+    read those either what is archived of them.
+    """
+    resources = {str(e.resource): e.resource for e in emails}.values()
+    models = {getattr(r, '__name__', None) for r in resources}
+    if len(models) == 1 and _reads(user, *models):
+        return models.pop(), [r.id for r in resources]
+    model = emails[0].__name__
+    if _reads(user, model):
+        return model, [e.id for e in emails]
+    archived = Pool().get('ir.email').search([
+            ('message_id', 'in', [e.message_id for e in emails]),
+            ('create_uid', '=', user.id),
+            ], order=[('id', 'ASC')])
+    if archived:
+        return 'ir.email', [e.id for e in archived]
+
+
+def _reads(user, model):
+    ModelAccess = Pool().get('ir.model.access')
+    with Transaction().set_user(user.id), check_access():
+        return bool(model) and ModelAccess.check(
+            model, 'read', raise_exception=False)

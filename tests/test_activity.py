@@ -1,0 +1,161 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Email Activity: its numbers, and who reads it."""
+import datetime as dt
+from collections import defaultdict
+from xml.etree import ElementTree
+
+from trytond.pool import Pool
+
+from .jsonrpc import STATES, RPCError, RPCTestCase
+
+NOW = dt.datetime.now().replace(minute=30, second=0, microsecond=0)
+HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
+MODELS = {
+    'email.queue.activity.hour': 'time',
+    'email.queue.activity.day': 'date',
+    }
+
+
+class ActivityTestCase(RPCTestCase):
+    "Test the activity"
+
+    def put(self, state, at, count=1, queued=None):
+        for _ in range(count):
+            id_ = self.queue()
+            self.write(
+                id_, state=state, sent_at=at if state == 'sent' else None)
+            with self.transaction() as transaction:
+                t = Pool().get('email.queue').__table__()
+                # Neither is for the ORM to write
+                transaction.connection.cursor().execute(*t.update(
+                        [t.create_date, t.write_date],
+                        [queued or at, at], where=t.id == id_))
+
+    def activity(self, model, session=None):
+        session = session or self.postmaster
+        return [
+            tuple(row[n] for n in [
+                    MODELS[model], 'sent', 'failed', 'waiting', 'oldest'])
+            for row in session.call(
+                model, 'search_read', [], 0, None, None,
+                [MODELS[model], 'sent', 'failed', 'waiting', 'oldest'])]
+
+    def test_periods(self):
+        "Test each email is in the period of what has become of it"
+        self.put('sent', NOW, 2, queued=NOW - DAY)
+        self.put('sent', NOW - HOUR)
+        self.put('failed', NOW - HOUR, queued=NOW - 3 * DAY)
+        self.put('outbox', NOW - 2 * DAY)
+        self.put('sending', NOW - 2 * DAY + HOUR / 4)
+        self.put('cancelled', NOW)
+        self.put('sent', NOW - 8 * DAY)
+        self.put('failed', NOW - 8 * DAY)
+        self.put('outbox', NOW - 400 * DAY)
+        self.put('sent', NOW - 400 * DAY)
+        old, waiting = NOW - 400 * DAY, NOW - 2 * DAY
+
+        def hour(at):
+            return at.replace(minute=0)
+
+        self.assertEqual(
+            self.activity('email.queue.activity.hour'), [
+                (hour(NOW), 2, 0, 0, None),
+                (hour(NOW - HOUR), 1, 1, 0, None),
+                (hour(waiting), 0, 0, 2, waiting),
+                (hour(old), 0, 0, 1, old),
+                ])
+        days = defaultdict(lambda: [0, 0])
+        for at, sent, failed in [
+                (NOW, 2, 0), (NOW - HOUR, 1, 1), (NOW - 8 * DAY, 1, 1)]:
+            days[at.date()][0] += sent
+            days[at.date()][1] += failed
+        expected = {
+            **{day: (*numbers, 0, None) for day, numbers in days.items()},
+            waiting.date(): (0, 0, 2, waiting),
+            old.date(): (0, 0, 1, old),
+            }
+        self.assertEqual(
+            {row[0]: row[1:]
+                for row in self.activity('email.queue.activity.day')},
+            expected)
+
+    def test_empty(self):
+        "Test there is no activity without emails"
+        for model in MODELS:
+            self.assertEqual(self.activity(model), [])
+
+    def test_search(self):
+        "Test the client's searches"
+        self.queue_each_state()
+        for model, name in MODELS.items():
+            with self.subTest(model=model):
+                for domain in [
+                        [(name, '<', NOW + 2 * DAY)] if name == 'time'
+                        else [(name, '<', (NOW + 2 * DAY).date())],
+                        [('waiting', '>', 0)],
+                        [('oldest', '!=', None)],
+                        ]:
+                    self.assertTrue(
+                        self.postmaster.call(model, 'search_count', domain))
+
+    def test_access(self):
+        "Test only who reads the queue reads its activity"
+        self.queue_each_state()
+        for model in MODELS:
+            for session in self.sessions:
+                with self.subTest(model=model, user=session.login):
+                    if session in self.readers:
+                        self.assertTrue(self.activity(model, session))
+                        continue
+                    with self.assertRaises(RPCError):
+                        self.activity(model, session)
+
+    def test_modify(self):
+        "Test nobody changes it"
+        for model in MODELS:
+            for session in self.sessions:
+                for method, *params in [
+                        ('create', [{'sent': 1}]),
+                        ('write', [1], {'sent': 1}),
+                        ('delete', [1]),
+                        ]:
+                    with self.subTest(
+                            model=model, user=session.login, method=method):
+                        with self.assertRaises(RPCError):
+                            session.call(model, method, *params)
+
+    def test_menu(self):
+        "Test list and graph are reached from the menu"
+        with self.transaction(readonly=True):
+            get_id = Pool().get('ir.model.data').get_id
+            menus = {
+                'email.queue.activity.hour': get_id(
+                    'email_queue.menu_activity_hour'),
+                'email.queue.activity.day': get_id(
+                    'email_queue.menu_activity_day'),
+                }
+            Menu = Pool().get('ir.ui.menu')
+            for menu in Menu.browse(list(menus.values())):
+                self.assertEqual(
+                    menu.parent.rec_name, "Administration / Email Queue")
+        for model, menu in menus.items():
+            action, = self.postmaster.call(
+                'ir.action.keyword', 'get_keyword', 'tree_open',
+                ['ir.ui.menu', menu])
+            self.assertEqual(action['res_model'], model)
+            self.assertEqual(
+                [type_ for _, type_ in action['views']], ['tree', 'graph'])
+            for view_id, type_ in action['views']:
+                view = self.postmaster.call(
+                    model, 'fields_view_get', view_id, type_)
+                root = ElementTree.fromstring(view['arch'])
+                names = {e.get('name') for e in root.iter('field')}
+                self.assertLessEqual(
+                    {MODELS[model], 'sent', 'failed', 'waiting'}, names)
+
+    def test_states(self):
+        "Test no state is forgotten"
+        self.assertEqual(
+            set(STATES),
+            {'outbox', 'sending', 'sent', 'failed', 'cancelled'})
