@@ -22,8 +22,8 @@ MODULE_FILES = [
 SOURCE_FILES = MODULE_FILES + [
     'CHANGELOG', 'COPYRIGHT', 'LICENSE', 'MANIFEST.in', 'Makefile',
     'README.rst', 'pyproject.toml', 'tox.ini', '.ci/*', 'benchmarks/*',
-    'demo/*.py', 'doc/*.py', 'doc/*.rst', 'doc/images/*.png',
-    'tests_web/*.py']
+    'demo/*.py', 'doc/*.py', 'doc/*.rst', 'doc/usage/*.rst',
+    'doc/images/*.png', 'tests_web/*.py']
 
 
 def find(patterns):

@@ -50,7 +50,7 @@ class DocTestCase(QueueTestCase):
 
     def test_examples(self):
         "Test the examples run, those of a page one after another"
-        for path in [README, DOC / 'usage.rst']:
+        for path in [README, DOC / 'usage' / 'index.rst']:
             with self.subTest(page=path.name):
                 self.clear()
                 with self.transaction() as transaction:
