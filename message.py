@@ -736,26 +736,15 @@ def _split(data, start, boundary):
     parts, begin = [], None
     if not boundary:
         return parts
-    delimiter = b'\r\n--' + boundary
+    delimiter = re.compile(
+        rb'\r\n--%s(--)?[ \t]*(?=\r\n|\Z)' % re.escape(boundary))
     # The first may have the line end of the blank line
-    position = max(start - 2, 0)
-    while len(parts) <= PARTS:
-        position = data.find(delimiter, position)
-        if position < 0:
-            break
-        after = position + len(delimiter)
-        line_end = data.find(b'\r\n', after)
-        if line_end < 0:
-            line_end = len(data)
-        rest = data[after:line_end].strip()
-        if rest not in {b'', b'--'}:
-            position = after
-            continue
+    for match in delimiter.finditer(data, max(start - 2, 0)):
         if begin is not None:
-            parts.append(data[begin:position])
-        if rest:
+            parts.append(data[begin:match.start()])
+        if match[1] or len(parts) > PARTS:
             return parts
-        begin, position = line_end + 2, line_end
+        begin = match.end() + len(b'\r\n')
     if begin is not None:
         # It ends without a last boundary
         parts.append(data[begin:])

@@ -216,7 +216,7 @@ class ReadTestCase(unittest.TestCase):
                     b'Content-Transfer-Encoding: quoted-printable\n\n'
                     + b'=' * 8 * mib),
                 *(('html ' + repr(text), b'Content-Type: text/html\n\n'
-                        + text * (message.TEXT_SIZE // len(text)))
+                    + text * (message.TEXT_SIZE // len(text)))
                     for text in [
                         b'<', b'<a', b'<!--', b'<a href=', b'<script>',
                         b'<script></', b'<a href="', b'< ', b'&', b'&#',

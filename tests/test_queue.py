@@ -650,7 +650,12 @@ class SubjectTestCase(DeliveryTestCase):
 
     def test_message(self):
         "Test subjects of messages"
-        for subject in ["Jürgen", "x " * 5000, "ü" * 10000, "🙂"]:
+        for subject, expected in [
+                ("Jürgen", "Jürgen"),
+                ("x " * 5000, ("x " * 499).strip()),
+                ("ü" * 10000, "ü" * 499),
+                ("🙂", "🙂"),
+                ]:
             message = EmailMessage()
             message['Subject'] = subject
             mime = MIMEText("")
@@ -658,8 +663,7 @@ class SubjectTestCase(DeliveryTestCase):
             for msg in [message, mime]:
                 with self.subTest(subject=subject[:100], type=type(msg)):
                     id_ = self.queue(msg=msg)
-                    self.assertEqual(
-                        self.read(id_, 'subject'), subject[:998].strip())
+                    self.assertEqual(self.read(id_, 'subject'), expected)
                     self.deliver(id_)
 
     def test_search(self):
