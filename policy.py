@@ -78,21 +78,21 @@ def after(row, outcome, now, settings, chance=random.random):
     :param now: a naive datetime in UTC.
     :param chance: a function that returns a number from 0 to 1.
     """
-    row = row._replace(state='outbox')
     if outcome is None:
         if row.expired(now):
             return row._replace(state='failed', error="expired")
-        return row
+        return row._replace(state='outbox')
     recipients = message.split_addresses(row.to_addrs)
+    decided = bool(
+        outcome.accepted or outcome.refused or outcome.deferred
+        or outcome.uncertain)
     row = row._replace(
+        state='outbox',
         accepted=_joined(row.accepted, outcome.accepted),
         refused=_joined(
-            row.refused, (f'{a} {w}' for a, w in outcome.refused.items())))
-    if (outcome.accepted or outcome.refused or outcome.deferred
-            or outcome.uncertain):
-        row = row._replace(
-            attempts=row.attempts + 1,
-            first_attempt=row.first_attempt or now)
+            row.refused, (f'{a} {w}' for a, w in outcome.refused.items())),
+        attempts=row.attempts + decided,
+        first_attempt=row.first_attempt or (now if decided else None))
     if not row.remaining:
         if recipients and not row.refused:
             return row._replace(

@@ -321,6 +321,8 @@ class _Session:
         self.pipelining = pipelining
         self.messages = 0
         self.step = 'mail'
+        self._offers = server.esmtp_features
+        self._size_limit = _size_limit(self._offers)
         self._received = b''
 
     @property
@@ -372,13 +374,13 @@ class _Session:
 
     def _possible(self, mail, recipients, outcome):
         "Return the recipients that the server's extensions allow"
-        size, limit = len(mail.data), self._size_limit()
+        size, limit = len(mail.data), self._size_limit
         if limit and size > limit:
             outcome.refused.update(dict.fromkeys(recipients,
                     f"The message of {size} bytes is larger "
                     f"than the server's limit of {limit} bytes."))
             return []
-        if self.server.has_extn('smtputf8'):
+        if 'smtputf8' in self._offers:
             return recipients
         foreign = [a for a in recipients if not a.isascii()]
         if not mail.from_addr.isascii():
@@ -387,21 +389,14 @@ class _Session:
                 foreign, "The server does not offer SMTPUTF8."))
         return [a for a in recipients if a not in foreign]
 
-    def _size_limit(self):
-        try:
-            return max(int(self.server.esmtp_features.get('size', 0)), 0)
-        except ValueError:
-            return 0
-
     def _mail_command(self, mail, recipients):
-        offers = self.server.has_extn
         options = self._offered(mail.mail_options)
         keywords = {o.partition('=')[0].upper() for o in mail.mail_options}
-        if offers('size'):
+        if 'size' in self._offers:
             options.append(f'SIZE={len(mail.data)}')
-        if offers('8bitmime') and not mail.data.isascii():
+        if '8bitmime' in self._offers and not mail.data.isascii():
             options.append('BODY=8BITMIME')
-        if offers('smtputf8') and (
+        if 'smtputf8' in self._offers and (
                 'SMTPUTF8' in keywords
                 or not all(map(str.isascii, [mail.from_addr, *recipients]))):
             options.append('SMTPUTF8')
@@ -416,7 +411,7 @@ class _Session:
             if keyword in {'SIZE', 'BODY', 'SMTPUTF8'}:
                 continue
             if (keyword in {'RET', 'ENVID', 'NOTIFY', 'ORCPT'}
-                    and not self.server.has_extn('dsn')):
+                    and 'dsn' not in self._offers):
                 logger.info(
                     "%s left out: the server does not offer DSN", keyword)
                 continue
@@ -613,6 +608,13 @@ class _Session:
         return line.rstrip(b'\r')
 
 
+def _size_limit(offers):
+    try:
+        return max(int(offers.get('size', 0)), 0)
+    except ValueError:
+        return 0
+
+
 def _command(verb, address, options):
     line = ' '.join([f'{verb}<{address}>', *options])
     if _control.search(line):
@@ -630,7 +632,8 @@ def _too_many(reply):
 def _printable(text):
     if isinstance(text, bytes):
         text = text.decode('utf-8', 'replace')
-    text = ''.join(c if c.isprintable() else ' ' for c in text)
+    if not text.isprintable():
+        text = ''.join(c if c.isprintable() else ' ' for c in text)
     return ' '.join(text.split())[:WORDS_LENGTH]
 
 

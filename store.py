@@ -7,6 +7,7 @@ Knows no SMTP and nothing of what an outcome means.
 import collections
 import datetime as dt
 import logging
+import operator
 import os
 import random
 import socket
@@ -20,6 +21,7 @@ from sql.conditionals import Case
 from sql.functions import CurrentTimestamp, Function
 
 from trytond import backend
+from trytond.model import fields
 from trytond.transaction import Transaction
 
 from . import message
@@ -70,7 +72,7 @@ class Row(NamedTuple):
     def ending(self):
         "What is recorded of a sent row: that of many is the same"
         if self.state == 'sent':
-            return tuple(getattr(self, name) for name in self.ended)
+            return _ending(self)
 
     @property
     def place(self):
@@ -84,6 +86,9 @@ class Row(NamedTuple):
 
     def expired(self, now):
         return bool(self.expires_at) and self.expires_at <= now
+
+
+_ending = operator.attrgetter(*Row.ended)
 
 
 class TryLock(Function):
@@ -318,7 +323,7 @@ class Store:
         return t.update(
             [Column(t, name) for name in names] + [t.sender, t.write_date],
             [*values, None, CurrentTimestamp()],
-            where=t.id.in_(ids)
+            where=fields.SQL_OPERATORS['in'](t.id, ids)
             & (t.state == 'sending') & (t.sender == self.number))
 
     def _record_alike(self, rows):
