@@ -430,28 +430,29 @@ def _serialised(message, utf8):
 
 def _encode_bodies(message):
     "Encode what is not in lines of ASCII"
-    if message.get_content_type() == 'multipart/signed':
-        # RFC 1847: a changed part is a broken signature
-        return
     if message.is_multipart():
+        if message.get_content_type() == 'multipart/signed':
+            # RFC 1847: a changed part is a broken signature
+            return
         for part in message.get_payload():
             _encode_bodies(part)
         return
     # get_payload decodes it
     payload = message._payload
-    type_ = message.get_content_maintype()
-    if not isinstance(payload, str) or type_ == 'multipart':
+    if not isinstance(payload, str):
         return
-    encoding = str(message.get('Content-Transfer-Encoding', ''))
-    encoding = encoding.strip().lower()
+    encoding = _transfer_encoding(message)
     is_long = any(len(line) > LINE_LENGTH for line in payload.split('\n'))
+    if payload.isascii() and not is_long and encoding != 'binary':
+        return
+    type_ = message.get_content_maintype()
+    if type_ == 'multipart':
+        return
     if encoding == 'base64':
         if is_long:
             message.set_payload(
                 re.sub(r'([^\n]{76})(?=[^\n])', r'\1\n', payload))
-    elif (encoding == 'binary'
-            or (encoding in {'', '7bit', '8bit'}
-                and (is_long or not payload.isascii()))):
+    elif encoding in {'', '7bit', '8bit', 'binary'}:
         data = payload.encode('ascii', 'surrogateescape')
         if encoding == 'binary' or type_ != 'text':
             data, encoding = base64.encodebytes(data), 'base64'
@@ -460,6 +461,12 @@ def _encode_bodies(message):
         message.set_payload(data.decode('ascii'))
         del message['Content-Transfer-Encoding']
         message['Content-Transfer-Encoding'] = encoding
+
+
+def _transfer_encoding(message):
+    # To have it parsed takes longer than all the rest
+    values = _raw_values(message, 'Content-Transfer-Encoding')
+    return str(values[0]).strip().lower() if values else ''
 
 
 def _with_crlf(data):
