@@ -191,10 +191,11 @@ class KillTestCase(ProcessTestCase):
 
     def test_kill(self):
         "20 times at a random moment"
-        count, kills = 600, 20
+        count, kills, copies = 600, 20, 4
         if backend.name == 'sqlite':
-            # Each costs the time after which a row is orphaned
-            count, kills = 100, 2
+            # Each costs the time after which a row is orphaned, and so few
+            # have no average: a single one may come just before a record
+            count, kills, copies = 100, 3, 8
         self.queue_many(count)
         chance = random.Random(1)
         with Senders(self.database, connections=2) as senders:
@@ -213,7 +214,7 @@ class KillTestCase(ProcessTestCase):
                     self.assertNotEqual(self.states(), {'sent': count})
             self.drain(senders)
         extra = self.assert_sent(count)
-        self.assertLessEqual(extra, 4 * kills)
+        self.assertLessEqual(extra, copies * kills)
 
     def test_terminate(self):
         self.queue_many(100)
