@@ -81,7 +81,7 @@ class Senders:
         self._wait_for(lambda: set(pids) <= self.sent.keys())
         return [self.sent[p] for p in pids]
 
-    def _wait_for(self, condition, timeout=60):
+    def _wait_for(self, condition, timeout=240):
         with self._changed:
             assert self._changed.wait_for(condition, timeout)
 
@@ -164,7 +164,7 @@ class HoldTestCase(ProcessTestCase):
             os.kill(pid, signal.SIGKILL)
 
     def test_memory(self):
-        size, count = 20 * 1024 * 1024, 12
+        size, count = 20 * 1024 * 1024, 25
         self.server.keep = False
         self.addCleanup(setattr, self.server, 'keep', True)
         id_ = self.queue(msg=b'Subject: Big\r\n\r\n' + (
