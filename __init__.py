@@ -3,7 +3,9 @@
 
 import trytond.config as config
 
-from . import sendmail
+from . import routes, sendmail
+
+__all__ = ['routes']
 
 if config.getboolean('email_queue', 'capture', default=False):
     sendmail.capture()

@@ -26,6 +26,8 @@ class Cron(metaclass=PoolMeta):
         super().__setup__()
         cls.method.selection.append(
             ('email.queue|send_all', "Send Queued Emails"))
+        cls.method.selection.append(
+            ('email.queue.health|watch', "Watch Email Queue"))
         cls._notifications.add('email.queue|send_all')
 
 

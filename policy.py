@@ -44,6 +44,8 @@ class Settings:
     retry_delay: float = 60
     give_up: float = 5
     max_attempts: int = 0
+    health_age: float = 900
+    health_failed: int = 0
 
     @classmethod
     def read(cls):

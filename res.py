@@ -16,6 +16,15 @@ class User(metaclass=PoolMeta):
         return msg, title
 
 
+class UserApplication(metaclass=PoolMeta):
+    __name__ = 'res.user.application'
+
+    @classmethod
+    def __setup__(cls):
+        super().__setup__()
+        cls.application.selection.append(('email_queue', "Email Queue"))
+
+
 class WebUser(metaclass=PoolMeta):
     __name__ = 'web.user'
 

@@ -88,6 +88,7 @@ setup(
             'trytond_party >= 8.0, < 8.3',
             ],
         },
+    scripts=['bin/trytond-email-queue-health'],
     entry_points=f"""
     [trytond.modules]
     {MODULE} = {PACKAGE}

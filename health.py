@@ -1,0 +1,210 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""How the queue is: its numbers, whether they are good, and who is told."""
+import datetime as dt
+from typing import NamedTuple
+
+from sql import Literal
+from sql.aggregate import Count, Sum
+from sql.conditionals import Case, Coalesce
+
+from trytond.i18n import gettext, ngettext
+from trytond.model import ModelSQL
+from trytond.pool import Pool
+from trytond.transaction import Transaction, without_check_access
+
+from .notification import ACTION, ICON
+from .policy import Settings
+
+__all__ = ['Numbers', 'monitor']
+
+# What the plugins of a monitoring system exit with
+OK, CRITICAL, UNKNOWN = 0, 2, 3
+
+
+class Numbers(NamedTuple):
+    """The numbers of a queue and their limits.
+
+    :param due: how many emails could have been sent by now.
+    :param waiting: how many are to be sent, whatever their time.
+    :param failed: how many have failed and wait for a person's decision.
+    :param age: the whole seconds since the oldest of the due emails became
+        due, 0 where none is.
+    :param age_limit: the seconds that ``age`` may be at most.
+    :param failed_limit: the number of failed emails from which on the queue
+        is not healthy, 0 for no such limit.
+    """
+    due: int
+    waiting: int
+    failed: int
+    age: int
+    age_limit: float
+    failed_limit: int
+
+    @property
+    def late(self):
+        return self.age > self.age_limit
+
+    @property
+    def healthy(self):
+        return not (
+            self.late or 0 < self.failed_limit <= self.failed)
+
+    def json(self):
+        return {
+            'healthy': self.healthy,
+            'due': self.due,
+            'waiting': self.waiting,
+            'failed': self.failed,
+            'age': self.age,
+            'limits': {
+                'age': self.age_limit,
+                'failed': self.failed_limit or None,
+                },
+            }
+
+    def __str__(self):
+        "The line of a plugin: for people, and behind the bar for machines"
+        return (
+            f"EMAIL QUEUE {'OK' if self.healthy else 'CRITICAL'}: "
+            f"{self.due} due, the oldest for {self.age} s, "
+            f"{self.waiting} waiting, {self.failed} failed "
+            f"| due={self.due} age={self.age}s;;{self.age_limit:g} "
+            f"waiting={self.waiting} failed={self.failed}")
+
+
+class Health(ModelSQL):
+    """The health of the queue.
+
+    There is a record from when the group was told that the queue is late
+    until it has recovered.
+    """
+    __name__ = 'email.queue.health'
+
+    @classmethod
+    def __setup__(cls):
+        super().__setup__()
+        # The records are the server's own
+        cls.__rpc__.clear()
+
+    @classmethod
+    def measure(cls):
+        "Return the numbers of the queue"
+        settings = Settings.read()
+        t = Pool().get('email.queue').__table__()
+        now = dt.datetime.now()
+        due = Case((t.scheduled_at <= now, 1), else_=0)
+        due_in, waiting_in = Coalesce(Sum(due), 0), Count(Literal(1))
+        # One after another as each state has an index of its own
+        (due, waiting), (due_sending, sending), (failed,) = (
+            _fetch(t.select(*columns, where=t.state == state))
+            for state, columns in [
+                ('outbox', [due_in, waiting_in]),
+                ('sending', [due_in, waiting_in]),
+                ('failed', [waiting_in]),
+                ])
+        return Numbers(
+            due=due + due_sending,
+            waiting=waiting + sending,
+            failed=failed,
+            age=cls._age(now),
+            age_limit=settings.health_age,
+            failed_limit=settings.health_failed)
+
+    @classmethod
+    def _age(cls, now):
+        "Return the seconds since the oldest due email became due"
+        EmailQueue = Pool().get('email.queue')
+        t = EmailQueue.__table__()
+        # The index of the outbox begins with the priority. What is with a
+        # sender that died is as late as what waits for one.
+        groups = [
+            (t.state == 'outbox') & (t.priority == priority)
+            for priority, _ in EmailQueue.priority.selection]
+        groups.append(t.state == 'sending')
+        oldest = [
+            row[0] for group in groups
+            if (row := _fetch(t.select(
+                        t.scheduled_at,
+                        where=group & (t.scheduled_at <= now),
+                        order_by=[t.scheduled_at], limit=1)))]
+        return int((now - min(oldest, default=now)).total_seconds())
+
+    @classmethod
+    def watch(cls):
+        """Tell the group once when the queue is late, and again only after it
+        has recovered.
+
+        A scheduled job of its own: that which sends may be what is at fault.
+        """
+        age_limit = Settings.read().health_age
+        with Transaction().set_user(0), without_check_access():
+            late = cls._age(dt.datetime.now()) > age_limit
+            told = cls.search([])
+            if told and not late:
+                cls.delete(told)
+            elif late and not told and cls._tell():
+                cls.create([{}])
+
+    @classmethod
+    def _tell(cls):
+        "Return whether there was anybody to tell"
+        pool = Pool()
+        Action = pool.get('ir.action')
+        ModelData = pool.get('ir.model.data')
+        Notification = pool.get('res.notification')
+        numbers, notifications = cls.measure(), []
+        for user in cls.members():
+            language = user.language.code if user.language else None
+            with Transaction().set_context(language=language):
+                notifications.append(Notification(
+                        user=user,
+                        icon=ICON,
+                        label=gettext('email_queue.msg_late_label'),
+                        description=ngettext(
+                            'email_queue.msg_late', numbers.due,
+                            number=numbers.due, minutes=numbers.age // 60),
+                        action=Action.get_action_id(
+                            ModelData.get_id(ACTION))))
+        Notification.save(notifications)
+        return bool(notifications)
+
+    @classmethod
+    def members(cls):
+        "Return the active users of the group that looks after the queue"
+        pool = Pool()
+        ModelData = pool.get('ir.model.data')
+        User = pool.get('res.user')
+        group = ModelData.get_id('email_queue.group_email_queue')
+        # A group inherits from its parents
+        members = pool.get('res.user-res.group').user_group_all_table()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*members.select(
+                members.user, where=members.group == group))
+        return User.search([('id', 'in', [id_ for id_, in cursor])])
+
+
+def _fetch(query):
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*query)
+    return cursor.fetchone()
+
+
+def monitor(database):
+    """Print the line of a plugin of a monitoring system.
+
+    :param database: the name of the database.
+    :return: the exit status of the plugin.
+    """
+    try:
+        Pool.start()
+        pool = Pool(database)
+        with Transaction().start(database, 0, readonly=True):
+            pool.init()
+        with Transaction().start(database, 0, readonly=True):
+            numbers = pool.get('email.queue.health').measure()
+    except Exception as error:
+        print(f"EMAIL QUEUE UNKNOWN: {type(error).__name__}: {error}")
+        return UNKNOWN
+    print(numbers)
+    return OK if numbers.healthy else CRITICAL
