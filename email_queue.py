@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from email.message import EmailMessage
 
 from sql import Column
+from sql.conditionals import Coalesce
 from sql.functions import CurrentTimestamp
 
 import trytond.config as config
@@ -219,6 +220,20 @@ class EmailQueue(ModelSQL, ModelView):
         # In 8.2 administrators pass every access right of the model
         for name in ['create', 'write', 'copy', 'delete', 'import_data']:
             cls.__rpc__.pop(name, None)
+
+    @classmethod
+    def __setup_indexes__(cls):
+        super().__setup_indexes__()
+        database = Transaction().database
+        # For the search box. Any other kind of index is of no use to it, and
+        # has no room for a long list of recipients.
+        if (hasattr(database, 'has_extension')
+                and database.has_extension('pg_trgm')):
+            t = cls.__table__()
+            cls._sql_indexes.update(
+                Index(t, (Index.Unaccent(column), Index.Similarity()))
+                for column in [
+                    t.to_addrs, t.from_addr, Coalesce(t.message_id, '')])
 
     @classmethod
     def default_priority(cls):

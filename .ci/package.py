@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import venv
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / 'dist'
@@ -22,7 +22,7 @@ MODULE_FILES = [
 SOURCE_FILES = MODULE_FILES + [
     'CHANGELOG', 'COPYRIGHT', 'LICENSE', 'MANIFEST.in', 'Makefile',
     'README.rst', 'pyproject.toml', 'tox.ini', '.ci/*', 'benchmarks/*',
-    'demo/*.py', 'doc/*.py', 'doc/*.rst', 'doc/usage/*.rst',
+    'bin/*', 'demo/*.py', 'doc/*.py', 'doc/*.rst', 'doc/usage/*.rst',
     'doc/images/*.png', 'tests_web/*.py']
 
 
@@ -61,9 +61,12 @@ def check_wheel(path):
     expected = {str(PACKAGE / name) for name in find(MODULE_FILES)}
     expected.remove(str(PACKAGE / 'setup.py'))
     check_names(path, names, expected)
+    scripts = {
+        PurePath(name).name for name in names if '.data/scripts/' in name}
+    check_names(path, scripts, {PurePath(n).name for n in find(['bin/*'])})
     if others := {
             name for name in names - expected
-            if not name.partition('/')[0].endswith('.dist-info')}:
+            if not name.partition('/')[0].endswith(('.dist-info', '.data'))}:
         sys.exit(f"{path.name} holds also: {', '.join(sorted(others))}")
 
 

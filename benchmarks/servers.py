@@ -229,6 +229,17 @@ class Database:
             f"WHERE size = (SELECT size FROM template "
             f"ORDER BY abs(size - {size}) LIMIT 1)")
 
+    def index_texts(self):
+        "Give the search box its indexes, which need an extension"
+        if not self.execute(
+                "SELECT 1 FROM pg_extension WHERE extname = 'pg_trgm'"):
+            self.execute('CREATE EXTENSION pg_trgm')
+            subprocess.run(
+                [BIN / 'trytond-admin', '-d', self.name, '--indexes'],
+                env=environment(DATABASE__URI=self.server.uri),
+                stdin=subprocess.DEVNULL, check=True)
+            self.settle()
+
     def settle(self):
         "Do now what the server would do in the background some time"
         self.execute('VACUUM (ANALYZE) email_queue')

@@ -12,7 +12,7 @@ from trytond.model import fields
 from trytond.pool import Pool, PoolMeta
 from trytond.transaction import Transaction
 
-from .. import email_queue, exceptions, smtp
+from .. import email_queue, exceptions, health, smtp
 from ..policy import Settings
 from .tools import QueueTestCase
 
@@ -96,7 +96,8 @@ class DocTestCase(QueueTestCase):
         with self.transaction(readonly=True):
             email = Pool().get('email.queue')()
             owners = [
-                email, smtp, smtp.Reply(250, ''), exceptions, email_queue]
+                email, smtp, smtp.Reply(250, ''), exceptions, email_queue,
+                health, health.Numbers]
             for type_, name, signature in DIRECTIVE.findall(reference):
                 with self.subTest(name=name):
                     owner = next(o for o in owners if hasattr(o, name))
