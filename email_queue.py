@@ -194,6 +194,8 @@ class EmailQueue(ModelSQL, ModelView):
                 Index(
                     t, (t.sender, Index.Range()), where=t.state == 'sending'),
                 Index(t, (t.message_id, Index.Equality())),
+                # A search by the ORM
+                Index(t, (Coalesce(t.message_id, ''), Index.Equality())),
                 Index(
                     t, (t.resource, Index.Similarity(begin=True)),
                     where=t.resource != ''),
