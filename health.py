@@ -204,7 +204,9 @@ def monitor(database):
         with Transaction().start(database, 0, readonly=True):
             numbers = pool.get('email.queue.health').measure()
     except Exception as error:
-        print(f"EMAIL QUEUE UNKNOWN: {type(error).__name__}: {error}")
+        # The bar and a second line would be for machines
+        words = ' '.join(str(error).replace('|', '/').split())
+        print(f"EMAIL QUEUE UNKNOWN: {type(error).__name__}: {words}")
         return UNKNOWN
     print(numbers)
     return OK if numbers.healthy else CRITICAL

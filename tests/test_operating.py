@@ -17,6 +17,7 @@ import unittest
 from contextlib import contextmanager
 from pathlib import Path
 
+from trytond import backend
 from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME
 
@@ -132,7 +133,8 @@ class OperatingTestCase(RPCTestCase):
         self.configure(f'smtp://127.0.0.1:{port}')
         scheduler = self.command('trytond-cron')
         # 2. See whether it takes an email from you
-        status, output = self.run_command('trytond-admin')
+        test_email = 'trytond-admin -c trytond.conf --test-email'
+        status, output = self.run_command(test_email)
         self.assertIn('refused', output)
         # What you see
         with self.running(scheduler):
@@ -143,7 +145,7 @@ class OperatingTestCase(RPCTestCase):
         self.assertEqual(self.read(id_, 'state', 'attempts'), ['outbox', 0])
         # 4. By another server meanwhile
         self.configure(self.server.uri)
-        status, output = self.run_command('trytond-admin')
+        status, output = self.run_command(test_email)
         self.assertEqual((status, output), (0, ''))
         self.again()
         with self.running(scheduler):
@@ -192,9 +194,9 @@ class OperatingTestCase(RPCTestCase):
         id_ = self.late()
         self.again()
         with self.running(self.command('trytond-cron')):
-            self.wait_for(lambda: self.read(id_, 'state') == 'sent')
-        logs = self.administrator.call('ir.cron', 'read', [action], ['logs'])
-        self.assertTrue(logs[0]['logs'])
+            self.wait_for(lambda: self.administrator.call(
+                    'ir.cron', 'read', [action], ['logs'])[0]['logs'])
+        self.assertEqual(self.read(id_, 'state'), 'sent')
         # 3. What cannot wait, and what is not wanted
         urgent, unwanted = self.late(), self.late()
         self.postmaster.queue('send_now', [urgent])
@@ -294,13 +296,37 @@ class OperatingTestCase(RPCTestCase):
             {'start': {}}, 'queue_email', {})
         self.assertTrue(self.find('me@example.com'))
 
+    def test_search_a_large_queue(self):
+        self.execute('CREATE EXTENSION pg_trgm')
+        try:
+            status, output = self.update_indexes()
+            self.assertEqual(status, 0, output)
+            indexed = self.execute(
+                "SELECT indexdef FROM pg_indexes "
+                "WHERE tablename = 'email_queue' AND indexdef LIKE '%gin%'")
+            self.assertEqual(len(indexed), 4)
+        finally:
+            self.execute('DROP EXTENSION pg_trgm CASCADE')
+            self.update_indexes()
+
+    def update_indexes(self):
+        # What extensions there are is remembered
+        backend.Database.clear_cache()
+        return self.run_command('trytond-admin -c trytond.conf -d')
+
+    def execute(self, query):
+        with self.transaction() as transaction:
+            cursor = transaction.connection.cursor()
+            cursor.execute(query)
+            return cursor.fetchall() if cursor.description else []
+
     def test_commands(self):
         "Test every command of the page is one that is run here"
         self.assertEqual(
             {c.split()[0] for c in self.commands},
             {'trytond-email-queue-health', 'trytond-admin', 'trytond-cron',
                 'curl'})
-        self.assertEqual(len(self.commands), 4)
+        self.assertEqual(len(self.commands), 5)
 
 
 del RPCTestCase
