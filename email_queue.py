@@ -21,7 +21,7 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView, Wizard
 
-from . import message, notification, sender, smtp
+from . import message, notification, policy, sender, smtp
 from .exceptions import EmailQueueError, UncertainWarning
 from .store import forget
 
@@ -105,6 +105,13 @@ class EmailQueue(ModelSQL, ModelView):
             (PRIORITIES['normal'], "Normal"),
             (PRIORITIES['bulk'], "Bulk"),
             ], "Priority", sort=False, required=True, readonly=True)
+    server = fields.Char(
+        "Server", readonly=True,
+        states={
+            'invisible': ~Eval('server'),
+            },
+        help="The name in the configuration of the server that sends the "
+        "email. Without, it is the default one.")
     scheduled_at = fields.Timestamp(
         "Due at", required=True, readonly=True,
         help="The email is not sent before.")
@@ -187,6 +194,7 @@ class EmailQueue(ModelSQL, ModelView):
                 # The order of sending
                 Index(
                     t,
+                    (t.server, Index.Range()),
                     (t.priority, Index.Range()),
                     (t.scheduled_at, Index.Range()),
                     (t.id, Index.Range()),
@@ -341,7 +349,7 @@ class EmailQueue(ModelSQL, ModelView):
     def queue_mail(
             cls, from_addr, to_addrs, msg, mail_options=(), rcpt_options=(),
             *, priority='normal', scheduled_at=None, expires_at=None,
-            resource=None):
+            resource=None, server=None):
         """Queue an email in the current transaction.
 
         The positional arguments are those of ``smtplib.SMTP.sendmail``.
@@ -360,6 +368,8 @@ class EmailQueue(ModelSQL, ModelView):
         :param expires_at: not after, in the same way. None is never.
         :param resource: the saved record that the email is about, or its
             ``MODEL,ID``.
+        :param server: the name of one of the configured servers. None is the
+            default one.
         :return: a list with the one new record.
         :raises EmailQueueError: one of the arguments cannot be queued. Nothing
             is queued then and the transaction remains usable.
@@ -368,7 +378,7 @@ class EmailQueue(ModelSQL, ModelView):
             values = cls._queue_values(
                 from_addr, to_addrs, msg, mail_options, rcpt_options,
                 priority=priority, scheduled_at=scheduled_at,
-                expires_at=expires_at, resource=resource)
+                expires_at=expires_at, resource=resource, server=server)
         with without_check_access():
             emails = cls.create([values])
         if scheduled_at is None:
@@ -417,7 +427,8 @@ class EmailQueue(ModelSQL, ModelView):
             except EmailQueueError as error:
                 if strict:
                     raise
-                cls._queue_failed(from_addr, to_addrs, msg, error)
+                cls._queue_failed(
+                    from_addr, to_addrs, msg, error, options.get('server'))
 
     @classmethod
     def captured_options(cls, msg):
@@ -443,7 +454,7 @@ class EmailQueue(ModelSQL, ModelView):
         return dict(cursor.fetchall())
 
     @classmethod
-    def _queue_failed(cls, from_addr, to_addrs, msg, error):
+    def _queue_failed(cls, from_addr, to_addrs, msg, error, server):
         try:
             data = message.prepare(msg, HOSTNAME)
         except message.ArgumentError:
@@ -460,6 +471,8 @@ class EmailQueue(ModelSQL, ModelView):
                         'size': len(data),
                         'subject': subject,
                         'message_id': message_id,
+                        # Not by another one after Retry
+                        'server': message.printable(str(server or '')) or None,
                         'scheduled_at': CurrentTimestamp(),
                         'state': 'failed',
                         'error': error.message,
@@ -468,7 +481,7 @@ class EmailQueue(ModelSQL, ModelView):
     @classmethod
     def _queue_values(
             cls, from_addr, to_addrs, msg, mail_options, rcpt_options,
-            priority, scheduled_at, expires_at, resource):
+            priority, scheduled_at, expires_at, resource, server):
         from_addr = message.sender(from_addr)
         to_addrs = message.recipients(to_addrs)
         mail_options = message.options('mail_options', mail_options)
@@ -479,6 +492,9 @@ class EmailQueue(ModelSQL, ModelView):
         if not isinstance(priority, str) or priority not in PRIORITIES:
             raise message.ArgumentError(
                 'priority', priority, 'msg_priority_invalid')
+        if server not in policy.servers():
+            raise message.ArgumentError(
+                'server', str(server), 'msg_server_unknown')
         now = dt.datetime.now()
         if scheduled_at is not None:
             scheduled_at = _instant('scheduled_at', scheduled_at, now)
@@ -498,6 +514,7 @@ class EmailQueue(ModelSQL, ModelView):
             'message_id': message_id,
             'resource': _reference(resource),
             'priority': PRIORITIES[priority],
+            'server': server,
             # A worker must find it at the commit, by the clock of the database
             'scheduled_at': scheduled_at or CurrentTimestamp(),
             'expires_at': expires_at,
@@ -524,7 +541,8 @@ class EmailQueue(ModelSQL, ModelView):
         """
         try:
             if not sender.in_trouble():
-                cls.send_all()
+                with Transaction().set_context(email_queue_task=True):
+                    cls.send_all()
         except EmailQueueError as error:
             logger.info("left to the scheduled job: %s", error)
 

@@ -17,8 +17,8 @@ from . import message
 from .exceptions import EmailQueueError
 
 __all__ = [
-    'Pace', 'Patience', 'Settings', 'Suspects', 'Throttle', 'after',
-    'next_attempt']
+    'Deadline', 'Pace', 'Patience', 'Settings', 'Suspects', 'Throttle',
+    'after', 'next_attempt', 'server_uri', 'servers']
 
 HELD_ROWS = 500
 RECORD_SECONDS = 0.02
@@ -27,6 +27,32 @@ TROUBLE_DELAY = dt.timedelta(minutes=1)
 TROUBLE_SECONDS = 60
 UNCERTAIN_DELAY = dt.timedelta(minutes=15)
 RETRY_DELAY_MAX = dt.timedelta(hours=4)
+URI = 'uri_'
+# Named servers have their own of these
+OWN_SETTINGS = {'senders', 'connections', 'rate'}
+
+
+def servers():
+    """Return the names of the configured servers.
+
+    None is the default one, of the section ``email``; it is the first.
+    """
+    options = []
+    if config.has_section('email_queue'):
+        options = sorted(config.options('email_queue'))
+    return [None, *(
+            option.removeprefix(URI) for option in options
+            if option.startswith(URI) and option != URI
+            and config.get('email_queue', option))]
+
+
+def server_uri(name):
+    "Return the URI of a server, None where it is not configured"
+    if name is None:
+        return config.get('email', 'uri')
+    # Options do not tell upper from lower case, names do
+    if name in servers():
+        return config.get('email_queue', URI + name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +74,14 @@ class Settings:
     health_failed: int = 0
 
     @classmethod
-    def read(cls):
+    def read(cls, server=None):
+        "Return those of the server of that name, None for the default one"
         values = {}
         for field in dataclasses.fields(cls):
-            text = config.get('email_queue', field.name)
+            option = field.name
+            if server and option in OWN_SETTINGS:
+                option += f'_{server}'
+            text = config.get('email_queue', option)
             if not text:
                 continue
             try:
@@ -61,7 +91,7 @@ class Settings:
             if not cls._valid(field, value):
                 raise EmailQueueError(gettext(
                         'email_queue.msg_setting_invalid',
-                        argument=field.name, value=text))
+                        argument=option, value=text))
         return cls(**values)
 
     @staticmethod
@@ -236,6 +266,22 @@ class Pace:
         rate = sum(n for _, n in self._finished) / seconds
         return int(min(
                 max(rate, self._connections), HELD_ROWS * self._connections))
+
+
+class Deadline:
+    "The end of a run: after it no more is claimed"
+
+    def __init__(self, seconds):
+        self._at = time.monotonic() + seconds
+        self.is_cut = False
+
+    def cut(self):
+        "Let the run end at once, with what it is at"
+        self.is_cut = True
+
+    @property
+    def is_over(self):
+        return self.is_cut or time.monotonic() >= self._at
 
 
 class Throttle:

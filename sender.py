@@ -2,7 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """One run: take a slot, claim rows, hand them over, record the outcomes.
 
-The calling thread owns the database, the threads of the sessions do SMTP only.
+The thread of a sender owns its connection to the database, the threads of the
+sessions do SMTP only. Of several servers each has a thread with a sender.
 """
 import collections
 import datetime as dt
@@ -14,13 +15,16 @@ from contextlib import contextmanager
 
 from trytond import backend
 from trytond.i18n import gettext
+from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
 from . import smtp
 from .exceptions import EmailQueueError
 from .policy import (
-    ALIKE, RECORD_SECONDS, Pace, Patience, Settings, Suspects, Throttle, after)
-from .store import BEAT_SECONDS, CRASHES_ALONE, Store, forget
+    ALIKE, RECORD_SECONDS, Deadline, Pace, Patience, Settings, Suspects,
+    Throttle, after, server_uri, servers)
+from .store import (
+    BEAT_SECONDS, CRASHES_ALONE, Store, forget, servers_waited_for, slots)
 
 __all__ = ['in_trouble', 'run', 'send']
 logger = logging.getLogger(__name__)
@@ -29,8 +33,11 @@ HELD_SIZE = 16 * 1024 * 1024
 FENCE_SECONDS = 30
 # A herd of tasks must not be one of connections
 TROUBLED_SECONDS = 10
+# What a worker's task waits for servers, which go on without it
+TASK_SECONDS = 1
 _troubled_at = {}
 ALIKE_DELAY = dt.timedelta(minutes=5)
+NOT_CONFIGURED = 'The server "{}" is not configured.'
 
 
 class Sender:
@@ -41,7 +48,7 @@ class Sender:
     not handed over.
     """
 
-    def __init__(self, store, settings, ends_at):
+    def __init__(self, store, settings, deadline):
         self.store = store
         self.number = store.number
         self.trouble = None
@@ -49,7 +56,7 @@ class Sender:
         self.unrecorded = []
         self.failed = []
         self._settings = settings
-        self._ends_at = ends_at
+        self._deadline = deadline
         self._held = {}
         self._work = queue.PriorityQueue()
         self._results = queue.SimpleQueue()
@@ -88,13 +95,13 @@ class Sender:
 
     @property
     def late(self):
-        return time.monotonic() >= self._ends_at
+        return self._deadline.is_over
 
     # The calling thread
 
     def _replenish(self):
         "Claim ahead and return whether there is anything to wait for"
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._deadline.is_cut:
             return False
         alone = any(r.crashes >= CRASHES_ALONE for r in self._held.values())
         rows = self._pace.rows()
@@ -210,13 +217,15 @@ class Sender:
         logger.info(
             "sender %s: %d sent, %d failed, %d deferred in %.1f s, "
             "%.1f messages/s",
-            self.number, self._counts['sent'], self._counts['failed'],
+            self.store.server or self.number,
+            self._counts['sent'], self._counts['failed'],
             self._counts['outbox'], seconds, self._counts['sent'] / seconds)
 
     # The threads
 
     def _serve(self):
-        client = _client(self.store.Model, self._settings)
+        client = _client(
+            self.store.Model, self._settings, server_uri(self.store.server))
         while (row := self._work.get()[1]) is not None:
             outcome = None
             if self._may_send(row):
@@ -237,8 +246,9 @@ class Sender:
             or time.monotonic() - self.store.used_at > FENCE_SECONDS)
 
 
-def _client(Model, settings, server=None):
+def _client(Model, settings, uri, server=None):
     return smtp.Client(
+        uri=uri,
         server=server,
         timeout=settings.timeout,
         data_timeout=settings.data_timeout,
@@ -284,24 +294,151 @@ def _own_transaction():
 
 
 def in_trouble():
-    "Return whether a run of this process met trouble a moment ago"
-    troubled_at = _troubled_at.get(Transaction().database.name)
+    "Return whether this process met trouble with all servers a moment ago"
+    return all(map(_in_trouble, servers()))
+
+
+def _in_trouble(server):
+    troubled_at = _troubled_at.get((Transaction().database.name, server))
     return (troubled_at is not None
         and time.monotonic() - troubled_at < TROUBLED_SECONDS)
 
 
 def run(Model):
-    """Send the due emails of ``Model`` if a slot is free.
+    """Send the due emails of ``Model``, of each server that has a free slot.
 
-    :raises EmailQueueError: the server is in trouble, in words that are the
-        same in every run.
+    :raises EmailQueueError: a server is in trouble or not configured, in words
+        that are the same in every run.
     """
-    settings = Settings.read()
-    ends_at = time.monotonic() + settings.run_time
-    more, failed = True, []
+    settings, names = Settings.read(), servers()
+    is_task = Transaction().context.get('email_queue_task')
+    errors = _missing(Model, names)
+    if is_task:
+        names = [n for n in names if not _in_trouble(n)]
+    if len(names) > 1 and Transaction().database.has_select_for():
+        errors += _drain_side_by_side(
+            Model, names, settings.run_time,
+            TASK_SECONDS if is_task else settings.run_time)
+    else:
+        errors += _drain_in_turn(Model, names, settings.run_time)
+    _tell(errors)
+
+
+def _missing(Model, names):
+    "Return an error for each server that emails wait for in vain"
+    errors = []
+    for name in servers_waited_for(Model):
+        if name not in names:
+            logger.warning("emails wait for the unknown server %s", name)
+            with _own_transaction():
+                Store(Model, name).explain(NOT_CONFIGURED.format(name))
+            errors.append(EmailQueueError(
+                    gettext('email_queue.msg_server_missing', server=name),
+                    gettext('email_queue.msg_server_missing_description')))
+    return errors
+
+
+def _tell(errors):
+    "Raise one error and report the others as the scheduler does with that"
+    # The scheduler tries again after what is not for the administrator
+    errors.sort(key=lambda e: isinstance(e, EmailQueueError))
+    for error in errors[1:]:
+        _report(error)
+    for error in errors[:1]:
+        raise error
+
+
+def _report(error):
+    if not isinstance(error, EmailQueueError):
+        logger.error("error in a run", exc_info=error)
+    elif method := Transaction().context.get('_cron'):
+        pool = Pool()
+        for cron in pool.get('ir.cron').search(
+                [('method', '=', method)], order=[('id', 'ASC')], limit=1):
+            pool.get('ir.error').report(cron, error)
+
+
+def _drain_in_turn(Model, names, seconds):
+    "Drain one server after another and return the errors"
+    errors = []
+    for name in names:
+        try:
+            _drain(Model, name, Deadline(seconds / len(names)))
+        except Exception as error:
+            errors.append(error)
+    return errors
+
+
+def _drain_side_by_side(Model, names, seconds, patience):
+    """Drain the servers in threads and return the errors.
+
+    A server that hangs for longer than the seconds of ``patience`` is left to
+    its thread: the next run finds its slot taken and sends to the others.
+    """
+    with _own_transaction():
+        # Later it could take the slot of a dead sender from its thread
+        Store(Model).recover()
+    drains = [_Drain(Model, name, Deadline(seconds)) for name in names]
+    end = time.monotonic() + patience
     try:
+        for drain in drains:
+            drain.start()
+        for drain in drains:
+            drain.join(max(end - time.monotonic(), 0))
+    except BaseException:
+        for drain in drains:
+            drain.deadline.cut()
+        raise
+    return [d.error for d in drains if not d.leave() and d.error]
+
+
+class _Drain(threading.Thread):
+    """What a run does for one of several servers.
+
+    The interpreter waits for it at its end, so that nothing is sent twice.
+    """
+
+    def __init__(self, Model, server, deadline):
+        super().__init__(name=f'email_queue {server}')
+        transaction = Transaction()
+        self.deadline = deadline
+        self.error = None
+        self._Model = Model
+        self._server = server
+        self._database = transaction.database.name
+        self._context = transaction.context
+        self._is_over = self._is_left = False
+        self._lock = threading.Lock()
+
+    def run(self):
+        try:
+            with self._transaction():
+                _drain(self._Model, self._server, self.deadline)
+        except Exception as error:
+            self.error = error
+        with self._lock:
+            self._is_over = True
+        if self._is_left and self.error:
+            with self._transaction():
+                _report(self.error)
+
+    def _transaction(self):
+        return Transaction().start(self._database, 0, context=self._context)
+
+    def leave(self):
+        "Let it tell its error itself, unless it is over, and return whether"
+        with self._lock:
+            self._is_left = not self._is_over
+        return self._is_left
+
+
+def _drain(Model, server, deadline):
+    "Send the due emails of a server if a slot of it is free"
+    failed, more = [], True
+    try:
+        settings = Settings.read(server)
         while more:
-            sender, more = _run(Model, settings, ends_at)
+            sender, more = _run(Model, server, settings, deadline)
             if sender:
                 failed += sender.failed
                 _check_trouble(sender)
@@ -310,14 +447,22 @@ def run(Model):
 
 
 def _check_trouble(sender):
+    server = sender.store.server
     if sender.in_trouble:
-        logger.warning("trouble with the server: %s", sender.trouble)
-        _troubled_at[Transaction().database.name] = time.monotonic()
+        logger.warning(
+            "trouble with the server %s: %s",
+            _server_name(server), sender.trouble)
+        _troubled_at[Transaction().database.name, server] = time.monotonic()
         raise EmailQueueError(
             gettext('email_queue.msg_server_trouble',
-                server=smtp.server_name(),
+                server=_server_name(server),
                 error=smtp.alike(sender.trouble)),
             gettext('email_queue.msg_server_trouble_description'))
+
+
+def _server_name(server):
+    name = smtp.server_name(server_uri(server))
+    return f'{server} ({name})' if server else name
 
 
 def _finish(Model, failed):
@@ -329,18 +474,18 @@ def _finish(Model, failed):
         logger.exception("error in the hook for the end of a run")
 
 
-def _run(Model, settings, ends_at):
+def _run(Model, server, settings, deadline):
     "Return the sender, None without a slot, and whether more is due"
     sender = None
     try:
         with _own_transaction():
-            store = Store(Model)
-            if not store.take(range(1, settings.senders + 1)):
+            store = Store(Model, server)
+            if not store.take(slots(server, settings.senders)):
                 logger.info("no slot is free")
                 return None, False
             try:
                 store.recover()
-                sender = Sender(store, settings, ends_at)
+                sender = Sender(store, settings, deadline)
                 sender.drain()
             finally:
                 store.give_back()
@@ -388,10 +533,19 @@ def _send(store, email, settings, server):
     for row in store.claim_record(email.id):
         outcome = None
         if not row.expired(dt.datetime.now()):
-            client = _client(store.Model, settings, server=server)
-            outcome = _deliver(client, row)
-            client.close()
+            outcome = _send_row(store.Model, row, settings, server)
         row = after(row, outcome, dt.datetime.now(), settings)
         store.record([row])
         _log_row(row)
         return row
+
+
+def _send_row(Model, row, settings, server):
+    uri = server_uri(row.server)
+    if not (uri or server):
+        return smtp.Outcome(trouble=smtp.Trouble(
+                NOT_CONFIGURED.format(row.server), lasting=True))
+    client = _client(Model, settings, uri, server=server)
+    outcome = _deliver(client, row)
+    client.close()
+    return outcome

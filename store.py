@@ -15,8 +15,8 @@ import time
 import zlib
 from typing import NamedTuple
 
-from sql import Column, Literal, Select, Window, With
-from sql.aggregate import Sum
+from sql import Column, Literal, Null, Select, Window, With
+from sql.aggregate import Min, Sum
 from sql.conditionals import Case
 from sql.functions import CurrentTimestamp, Function
 
@@ -26,11 +26,12 @@ from trytond.transaction import Transaction
 
 from . import message
 
-__all__ = ['Row', 'Store', 'forget']
+__all__ = ['Row', 'Store', 'forget', 'servers_waited_for', 'slots']
 logger = logging.getLogger(__name__)
 
 # The first of the two integers of the module's advisory locks
 LOCK_CLASS = zlib.crc32(b'email_queue') - 2 ** 31
+NAMED_SLOTS = 2 ** 30
 BEAT_SECONDS = 1
 # Either end of the connection notices within a minute that the other is gone
 KEEPALIVE = {'idle': 20, 'interval': 10, 'count': 4}
@@ -44,6 +45,7 @@ CRASHES_ALONE, CRASHES_FAILED = 3, 10
 class Row(NamedTuple):
     "What a sender reads of a record; it writes what is ``recorded``"
     id: int
+    server: str
     priority: str
     scheduled_at: dt.datetime
     expires_at: dt.datetime
@@ -91,6 +93,19 @@ class Row(NamedTuple):
 _ending = operator.attrgetter(*Row.ended)
 
 
+def slots(server, count):
+    """Yield the numbers of the slots of a server.
+
+    They are the same everywhere. Those of the default one count from 1, those
+    of names are from 2 ** 30 on, and negative ones belong to ``send``.
+    """
+    for slot in range(1, count + 1):
+        if server:
+            slot = NAMED_SLOTS + zlib.crc32(
+                f'{server} {slot}'.encode('utf-8')) % NAMED_SLOTS
+        yield slot
+
+
 class TryLock(Function):
     __slots__ = ()
     _function = 'pg_try_advisory_lock'
@@ -111,10 +126,14 @@ class Store:
 
     Every statement commits. On a database with locks the sender is alive as
     long as its connection, on others as long as it touches its rows.
+
+    :param server: the name of the server that rows are claimed for, None for
+        the default one.
     """
 
-    def __init__(self, Model):
+    def __init__(self, Model, server=None):
         self.Model = Model
+        self.server = server
         self.priorities = sorted(v for v, _ in Model.priority.selection)
         transaction = Transaction()
         self.connection = transaction.connection
@@ -275,10 +294,14 @@ class Store:
         self._restarted_at = time.monotonic()
 
     def _due(self, t):
-        return (t.state == 'outbox') & (t.scheduled_at <= CurrentTimestamp())
+        return (
+            (t.state == 'outbox')
+            & (t.server == self.server)
+            & (t.scheduled_at <= CurrentTimestamp()))
 
     def _claim(self, t, where, limit, size=1):
-        order = [t.priority, t.scheduled_at, t.id]
+        # IS NULL is no constant to PostgreSQL: without the server it sorts
+        order = [t.server, t.priority, t.scheduled_at, t.id]
         candidates = t.select(
             t.id, t.size, t.priority, t.scheduled_at,
             where=where, order_by=order, limit=limit)
@@ -315,6 +338,15 @@ class Store:
         return sorted(
             (Row(*values) for values in cursor.fetchall()),
             key=lambda row: row.place)
+
+    def explain(self, words):
+        "Show words as the error of the rows that wait for the server"
+        t = self.Model.__table__()
+        self._execute(t.update(
+                [t.error, t.write_date], [words, CurrentTimestamp()],
+                where=(t.state == 'outbox') & (t.server == self.server)
+                & ((t.error == Null) | (t.error != words))))
+        forget(Transaction())
 
     # Recording
 
@@ -366,6 +398,21 @@ class Store:
         except Exception:
             # What was sent is recorded: nothing of it may be undone
             logger.exception("error in the hook for finished emails")
+
+
+def servers_waited_for(Model):
+    "Return the names of the servers that rows of the outbox are for"
+    t = Model.__table__()
+    cursor = Transaction().connection.cursor()
+    names, name = [], ''
+    # DISTINCT would walk over all of the rows
+    while name is not None:
+        cursor.execute(*t.select(
+                Min(t.server),
+                where=(t.state == 'outbox') & (t.server > name)))
+        (name,), = cursor.fetchall()
+        names.append(name)
+    return names[:-1]
 
 
 def _ago(seconds):
