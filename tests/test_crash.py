@@ -4,142 +4,15 @@
 import os
 import random
 import signal
-import sqlite3
 import subprocess
-import sys
-import threading
 import time
 import unittest
-from collections import Counter
-from pathlib import Path
 
 import trytond.config as config
 from trytond import backend
-from trytond.tests.test_tryton import DB_NAME
-from trytond.transaction import Transaction
 
 from .postgresql import PostgreSQL, bin_directory
-from .tools import QueueTestCase
-
-ORPHANED_SECONDS = 3
-
-
-class Senders:
-    """A program that forks senders.
-
-    :param options: of the section email_queue of the configuration.
-    """
-
-    def __init__(self, database, uri=None, **options):
-        self.environ = {**os.environ, 'TRYTOND_EMAIL__URI': config.get(
-                'email', 'uri')}
-        if uri:
-            self.environ['TRYTOND_DATABASE__URI'] = uri
-        for name, value in options.items():
-            self.environ[f'TRYTOND_EMAIL_QUEUE__{name.upper()}'] = str(value)
-        self.database = database
-        self.sent, self.memory = {}, {}
-        self._started = []
-        self._changed = threading.Condition()
-
-    def __enter__(self):
-        self.process = subprocess.Popen([
-                sys.executable, '-m',
-                'trytond.modules.email_queue.tests.drain',
-                self.database, str(ORPHANED_SECONDS)],
-            env=self.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, bufsize=1)
-        assert self.process.stdout.readline() == 'ready\n'
-        threading.Thread(target=self._read, daemon=True).start()
-        return self
-
-    def __exit__(self, *args):
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _read(self):
-        for line in self.process.stdout:
-            with self._changed:
-                match line.split():
-                    case 'started', pid:
-                        self._started.append(int(pid))
-                    case 'ended', pid, sent, memory:
-                        self.memory[int(pid)] = int(memory)
-                        self.sent[int(pid)] = int(sent)
-                self._changed.notify_all()
-
-    def start(self, count=1):
-        "Start senders and return their process ids"
-        before = len(self._started)
-        self.process.stdin.write('\n' * count)
-        self.process.stdin.flush()
-        self._wait_for(lambda: len(self._started) == before + count)
-        return self._started[before:]
-
-    def join(self, *pids):
-        "Wait for the end of senders and return what each has sent"
-        self._wait_for(lambda: set(pids) <= self.sent.keys())
-        return [self.sent[p] for p in pids]
-
-    def _wait_for(self, condition, timeout=240):
-        with self._changed:
-            assert self._changed.wait_for(condition, timeout)
-
-
-class ProcessTestCase(QueueTestCase):
-    "A queue in a database that other processes can open, too"
-
-    def setUp(self):
-        super().setUp()
-        self.database = DB_NAME
-        if backend.name == 'sqlite':
-            self.database = f'process{os.getpid()}'
-
-    def queue_many(self, count):
-        for i in range(count):
-            self.queue(f'r{i}@example.com')
-        if backend.name == 'sqlite':
-            self.copy()
-
-    def copy(self):
-        path = Path(config.get('database', 'path'), f'{self.database}.sqlite')
-        for suffix in ['', '-wal', '-shm']:
-            Path(f'{path}{suffix}').unlink(missing_ok=True)
-        self.addCleanup(path.unlink)
-        with Transaction().start(DB_NAME, 0) as transaction, \
-                sqlite3.connect(path) as copy:
-            transaction.connection.backup(copy)
-        copy.close()
-
-    def rows(self, *names):
-        "Return the values of all rows as they are committed"
-        with Transaction().start(self.database, 0, readonly=True) as t:
-            cursor = t.connection.cursor()
-            cursor.execute(f"SELECT {', '.join(names)} FROM email_queue")
-            return cursor.fetchall()
-
-    def states(self):
-        return Counter(s for s, in self.rows('state'))
-
-    def drain(self, senders, timeout=120):
-        "Start one sender after another until nothing waits"
-        end = time.monotonic() + timeout
-        while self.states().keys() & {'outbox', 'sending'}:
-            self.assertLess(time.monotonic(), end, self.states())
-            senders.join(*senders.start())
-
-    def copies(self):
-        "Return how often each message has arrived"
-        return Counter(m.message_id for m in list(self.server.received))
-
-    def assert_sent(self, count):
-        self.assertEqual(self.states(), {'sent': count})
-        self.assertEqual({a for a, in self.rows('attempts')}, {1})
-        arrived = self.copies()
-        self.assertEqual(
-            set(arrived), {m for m, in self.rows('message_id')})
-        self.assertEqual(len(arrived), count)
-        return sum(arrived.values()) - count
+from .processes import ProcessTestCase, Senders
 
 
 @unittest.skipIf(
@@ -329,4 +202,4 @@ class ParallelTestCase(ProcessTestCase):
         return int(count)
 
 
-del ProcessTestCase, QueueTestCase
+del ProcessTestCase
