@@ -23,8 +23,7 @@ from .exceptions import EmailQueueError
 from .policy import (
     ALIKE, RECORD_SECONDS, Deadline, Pace, Patience, Settings, Suspects,
     Throttle, after, server_uri, servers)
-from .store import (
-    BEAT_SECONDS, CRASHES_ALONE, Store, forget, servers_waited_for, slots)
+from .store import BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots
 
 __all__ = ['in_trouble', 'run', 'send']
 logger = logging.getLogger(__name__)
@@ -312,9 +311,10 @@ def run(Model):
     """
     settings, names = Settings.read(), servers()
     is_task = Transaction().context.get('email_queue_task')
-    errors = _missing(Model, names)
     if is_task:
-        names = [n for n in names if not _in_trouble(n)]
+        errors, names = [], [n for n in names if not _in_trouble(n)]
+    else:
+        errors = _missing(Model, names)
     if len(names) > 1 and Transaction().database.has_select_for():
         errors += _drain_side_by_side(
             Model, names, settings.run_time,
@@ -326,16 +326,17 @@ def run(Model):
 
 def _missing(Model, names):
     "Return an error for each server that emails wait for in vain"
-    errors = []
-    for name in servers_waited_for(Model):
-        if name not in names:
+    with _own_transaction():
+        store = Store(Model)
+        missing = [name for name in store.servers() if name not in names]
+        for name in missing:
             logger.warning("emails wait for the unknown server %s", name)
-            with _own_transaction():
-                Store(Model, name).explain(NOT_CONFIGURED.format(name))
-            errors.append(EmailQueueError(
-                    gettext('email_queue.msg_server_missing', server=name),
-                    gettext('email_queue.msg_server_missing_description')))
-    return errors
+            store.explain(name, NOT_CONFIGURED.format(name))
+    return [
+        EmailQueueError(
+            gettext('email_queue.msg_server_missing', server=name),
+            gettext('email_queue.msg_server_missing_description'))
+        for name in missing]
 
 
 def _tell(errors):

@@ -26,7 +26,7 @@ from trytond.transaction import Transaction
 
 from . import message
 
-__all__ = ['Row', 'Store', 'forget', 'servers_waited_for', 'slots']
+__all__ = ['Row', 'Store', 'forget', 'slots']
 logger = logging.getLogger(__name__)
 
 # The first of the two integers of the module's advisory locks
@@ -339,12 +339,27 @@ class Store:
             (Row(*values) for values in cursor.fetchall()),
             key=lambda row: row.place)
 
-    def explain(self, words):
-        "Show words as the error of the rows that wait for the server"
+    # Names of servers
+
+    def servers(self):
+        "Return the names of the servers that rows in the outbox are for"
+        t = self.Model.__table__()
+        names, name = [], ''
+        # DISTINCT would walk over all of the rows
+        while name is not None:
+            (name,), = self._execute(t.select(
+                    Min(t.server),
+                    where=(t.state == 'outbox') & (t.server > name))
+                ).fetchall()
+            names.append(name)
+        return names[:-1]
+
+    def explain(self, server, words):
+        "Show words as the error of the rows that wait for a server"
         t = self.Model.__table__()
         self._execute(t.update(
                 [t.error, t.write_date], [words, CurrentTimestamp()],
-                where=(t.state == 'outbox') & (t.server == self.server)
+                where=(t.state == 'outbox') & (t.server == server)
                 & ((t.error == Null) | (t.error != words))))
         forget(Transaction())
 
@@ -398,21 +413,6 @@ class Store:
         except Exception:
             # What was sent is recorded: nothing of it may be undone
             logger.exception("error in the hook for finished emails")
-
-
-def servers_waited_for(Model):
-    "Return the names of the servers that rows of the outbox are for"
-    t = Model.__table__()
-    cursor = Transaction().connection.cursor()
-    names, name = [], ''
-    # DISTINCT would walk over all of the rows
-    while name is not None:
-        cursor.execute(*t.select(
-                Min(t.server),
-                where=(t.state == 'outbox') & (t.server > name)))
-        (name,), = cursor.fetchall()
-        names.append(name)
-    return names[:-1]
 
 
 def _ago(seconds):

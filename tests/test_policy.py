@@ -9,8 +9,8 @@ from unittest.mock import patch
 from trytond.modules.email_queue import policy
 from trytond.modules.email_queue.exceptions import EmailQueueError
 from trytond.modules.email_queue.policy import (
-    ALIKE, HELD_ROWS, Pace, Patience, Settings, Suspects, Throttle, after,
-    next_attempt)
+    ALIKE, HELD_ROWS, Deadline, Pace, Patience, Settings, Suspects, Throttle,
+    after, next_attempt)
 from trytond.modules.email_queue.smtp import Outcome, Trouble
 from trytond.modules.email_queue.store import Row
 
@@ -629,6 +629,24 @@ class ThrottleTestCase(ClockTestCase):
         self.clock.now = 1100
         self.assertEqual(
             [throttle.turn() for _ in range(3)], [1100, 1101, 1102])
+
+
+class DeadlineTestCase(ClockTestCase):
+    "Test the end of a run"
+
+    def test_time(self):
+        deadline = Deadline(50)
+        self.clock.now = 1049
+        self.assertFalse(deadline.is_over)
+        self.clock.now = 1050
+        self.assertTrue(deadline.is_over)
+        self.assertFalse(deadline.is_cut)
+
+    def test_cut(self):
+        deadline = Deadline(50)
+        deadline.cut()
+        self.assertTrue(deadline.is_over)
+        self.assertTrue(deadline.is_cut)
 
 
 del ClockTestCase
