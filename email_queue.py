@@ -6,7 +6,7 @@ import logging
 from contextlib import contextmanager
 from email.message import EmailMessage
 
-from sql import Column
+from sql import Column, Null
 from sql.conditionals import Coalesce
 from sql.functions import CurrentTimestamp
 
@@ -21,8 +21,9 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView, Wizard
 
-from . import message, notification, policy, sender, smtp
+from . import files, message, notification, policy, sender, smtp
 from .exceptions import EmailQueueError, UncertainWarning
+from .retention import Retention
 from .store import forget
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ NAMES = 5
 ID_LENGTH = 18
 
 
-class EmailQueue(ModelSQL, ModelView):
+class EmailQueue(Retention, ModelSQL, ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -51,9 +52,36 @@ class EmailQueue(ModelSQL, ModelView):
     to_addrs = fields.Char(
         "To", required=True, readonly=True,
         help="The recipients of the envelope, separated by commas.")
-    msg = fields.Binary(
+    msg = files.Message(
         "Message", filename='filename', readonly=True,
+        to_filestore=config.getboolean(
+            'email_queue', 'filestore', default=False),
+        store_prefix=config.get('email_queue', 'store_prefix') or None,
+        states={
+            'invisible': Bool(Eval('content')),
+            },
         help="The message exactly as it is sent.")
+    file_id = fields.Char("File ID", readonly=True)
+    content = fields.Function(
+        fields.Selection([
+                (None, ""),
+                ('hidden', "Hidden"),
+                ('removed', "Removed"),
+                ], "Content", sort=False,
+            states={
+                'invisible': ~Eval('content'),
+                },
+            help="Why the message is not there: "
+            "one that is sensitive is hidden, and removed when it is sent; "
+            "the others are removed some days after.\n"
+            "An email without message can not be sent again."),
+        'get_content')
+    sensitive = fields.Boolean(
+        "Sensitive", readonly=True,
+        states={
+            'invisible': ~Eval('sensitive'),
+            },
+        help="The message is hidden, and removed when it is sent.")
     filename = fields.Function(fields.Char("File Name"), 'get_filename')
     headers = fields.Function(
         fields.Text("Headers"), 'get_contents')
@@ -209,6 +237,8 @@ class EmailQueue(ModelSQL, ModelView):
                     where=t.resource != ''),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
                 Index(t, (t.create_date, Index.Range())),
+                Index(
+                    t, (t.file_id, Index.Equality()), where=t.file_id != ''),
                 # Email Activity
                 Index(t, (t.sent_at, Index.Range()), where=t.state == 'sent'),
                 })
@@ -223,7 +253,7 @@ class EmailQueue(ModelSQL, ModelView):
                 'depends': ['state'],
                 },
             cancel={
-                'invisible': Eval('state') != 'outbox',
+                'invisible': ~Eval('state').in_(['outbox', 'failed']),
                 'depends': ['state'],
                 },
             )
@@ -256,6 +286,10 @@ class EmailQueue(ModelSQL, ModelView):
     @classmethod
     def default_crashes(cls):
         return 0
+
+    @classmethod
+    def default_sensitive(cls):
+        return False
 
     @classmethod
     def default_state(cls):
@@ -297,6 +331,24 @@ class EmailQueue(ModelSQL, ModelView):
             if 'resource' not in names:
                 del row['resource']
         return rows
+
+    @classmethod
+    def get_content(cls, emails, name):
+        removed = cls._without_message([e.id for e in emails])
+        return {
+            e.id: 'removed' if e.id in removed
+            else 'hidden' if e.sensitive else None
+            for e in emails}
+
+    @classmethod
+    def _without_message(cls, ids):
+        "Return which of the emails have lost their message"
+        t = cls.__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.id, where=fields.SQL_OPERATORS['in'](t.id, ids)
+                & (t.msg == Null) & (t.file_id == Null) & (t.size > 0)))
+        return {id_ for id_, in cursor}
 
     @classmethod
     def get_contents(cls, emails, names):
@@ -349,7 +401,7 @@ class EmailQueue(ModelSQL, ModelView):
     def queue_mail(
             cls, from_addr, to_addrs, msg, mail_options=(), rcpt_options=(),
             *, priority='normal', scheduled_at=None, expires_at=None,
-            resource=None, server=None):
+            resource=None, server=None, sensitive=False):
         """Queue an email in the current transaction.
 
         The positional arguments are those of ``smtplib.SMTP.sendmail``.
@@ -370,6 +422,8 @@ class EmailQueue(ModelSQL, ModelView):
             ``MODEL,ID``.
         :param server: the name of one of the configured servers. None is the
             default one.
+        :param sensitive: whether the message holds a secret: nobody sees it
+            in the queue, and it is removed from there when it was sent.
         :return: a list with the one new record.
         :raises EmailQueueError: one of the arguments cannot be queued. Nothing
             is queued then and the transaction remains usable.
@@ -378,7 +432,8 @@ class EmailQueue(ModelSQL, ModelView):
             values = cls._queue_values(
                 from_addr, to_addrs, msg, mail_options, rcpt_options,
                 priority=priority, scheduled_at=scheduled_at,
-                expires_at=expires_at, resource=resource, server=server)
+                expires_at=expires_at, resource=resource, server=server,
+                sensitive=sensitive)
         with without_check_access():
             emails = cls.create([values])
         if scheduled_at is None:
@@ -428,7 +483,9 @@ class EmailQueue(ModelSQL, ModelView):
                 if strict:
                     raise
                 cls._queue_failed(
-                    from_addr, to_addrs, msg, error, options.get('server'))
+                    from_addr, to_addrs, msg, error,
+                    server=options.get('server'),
+                    sensitive=options.get('sensitive', False))
 
     @classmethod
     def captured_options(cls, msg):
@@ -454,7 +511,8 @@ class EmailQueue(ModelSQL, ModelView):
         return dict(cursor.fetchall())
 
     @classmethod
-    def _queue_failed(cls, from_addr, to_addrs, msg, error, server):
+    def _queue_failed(
+            cls, from_addr, to_addrs, msg, error, server, sensitive):
         try:
             data = message.prepare(msg, HOSTNAME)
         except message.ArgumentError:
@@ -476,12 +534,13 @@ class EmailQueue(ModelSQL, ModelView):
                         'scheduled_at': CurrentTimestamp(),
                         'state': 'failed',
                         'error': error.message,
+                        'sensitive': bool(sensitive),
                         }])
 
     @classmethod
     def _queue_values(
             cls, from_addr, to_addrs, msg, mail_options, rcpt_options,
-            priority, scheduled_at, expires_at, resource, server):
+            priority, scheduled_at, expires_at, resource, server, sensitive):
         from_addr = message.sender(from_addr)
         to_addrs = message.recipients(to_addrs)
         mail_options = message.options('mail_options', mail_options)
@@ -518,6 +577,7 @@ class EmailQueue(ModelSQL, ModelView):
             # A worker must find it at the commit, by the clock of the database
             'scheduled_at': scheduled_at or CurrentTimestamp(),
             'expires_at': expires_at,
+            'sensitive': bool(sensitive),
             }
 
     @classmethod
@@ -592,6 +652,7 @@ class EmailQueue(ModelSQL, ModelView):
     @classmethod
     @ModelView.button
     def retry(cls, emails):
+        cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
         cls._move(emails, {'failed', 'cancelled'}, {
                 'state': 'outbox',
@@ -605,6 +666,15 @@ class EmailQueue(ModelSQL, ModelView):
                 'error': None,
                 })
         cls._push(emails)
+
+    @classmethod
+    def _check_message(cls, emails):
+        removed = cls._without_message([e.id for e in emails])
+        for email in emails:
+            if email.id in removed:
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_message_removed',
+                        email=email.rec_name))
 
     @classmethod
     def _warn_uncertain(cls, emails):
@@ -625,7 +695,7 @@ class EmailQueue(ModelSQL, ModelView):
     @classmethod
     @ModelView.button
     def cancel(cls, emails):
-        cls._move(emails, {'outbox'}, {'state': 'cancelled'})
+        cls._move(emails, {'outbox', 'failed'}, {'state': 'cancelled'})
 
     @classmethod
     def _move(cls, emails, states, values):

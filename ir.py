@@ -28,6 +28,8 @@ class Cron(metaclass=PoolMeta):
             ('email.queue|send_all', "Send Queued Emails"))
         cls.method.selection.append(
             ('email.queue.health|watch', "Watch Email Queue"))
+        cls.method.selection.append(
+            ('email.queue|clean', "Clean Email Queue"))
         cls._notifications.add('email.queue|send_all')
 
 

@@ -72,6 +72,10 @@ class Settings:
     max_attempts: int = 0
     health_age: float = 900
     health_failed: int = 0
+    clean_days: float = 30
+    clean_body_days: float = 7
+
+    may_be_zero = {'clean_days', 'clean_body_days'}
 
     @classmethod
     def read(cls, server=None):
@@ -94,11 +98,12 @@ class Settings:
                         argument=option, value=text))
         return cls(**values)
 
-    @staticmethod
-    def _valid(field, value):
+    @classmethod
+    def _valid(cls, field, value):
         if value is None or field.type is str:
             return value in {'retry', 'hold'}
-        smallest = 0 if not field.default else 1e-3
+        may_be_zero = not field.default or field.name in cls.may_be_zero
+        smallest = 0 if may_be_zero else 1e-3
         return smallest <= value < 1e9
 
 

@@ -12,7 +12,8 @@ class User(metaclass=PoolMeta):
     def get_email_reset_password(self):
         msg, title = super().get_email_reset_password()
         set_options(
-            msg, priority='urgent', expires_at=self.password_reset_expire)
+            msg, priority='urgent', expires_at=self.password_reset_expire,
+            sensitive=True)
         return msg, title
 
 
@@ -32,5 +33,6 @@ class WebUser(metaclass=PoolMeta):
         msg, title = super().get_email_reset_password()
         set_options(
             msg, priority='urgent',
-            expires_at=self.reset_password_token_expire)
+            expires_at=self.reset_password_token_expire,
+            sensitive=True)
         return msg, title

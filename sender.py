@@ -264,6 +264,8 @@ def _mail(row):
 
 
 def _deliver(client, row):
+    if row.msg is None:
+        return _without_message(row)
     try:
         return client.deliver(_mail(row))
     except Exception as error:
@@ -274,6 +276,18 @@ def _deliver(client, row):
             row.remaining or [row.to_addrs], 'mail',
             f"{type(error).__name__}: {error}")
         return outcome
+
+
+def _without_message(row):
+    outcome = smtp.Outcome()
+    recipients = row.remaining or [row.to_addrs]
+    if row.file_id:
+        # Another machine may have it, or this one later
+        outcome.defer(
+            recipients, 'mail', "the message is not in the filestore")
+    else:
+        outcome.refuse(recipients, 'mail', "the message has been removed")
+    return outcome
 
 
 def _log_row(row):

@@ -24,7 +24,7 @@ from trytond import backend
 from trytond.model import fields
 from trytond.transaction import Transaction
 
-from . import message
+from . import files, message
 
 __all__ = ['Row', 'Store', 'forget', 'slots']
 logger = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ class Row(NamedTuple):
     crashes: int
     sent_at: dt.datetime
     error: str
+    file_id: str
+    sensitive: bool
 
     ended = (
         'state', 'accepted', 'refused', 'attempts', 'first_attempt',
@@ -74,7 +76,11 @@ class Row(NamedTuple):
     def ending(self):
         "What is recorded of a sent row: that of many is the same"
         if self.state == 'sent':
-            return _ending(self)
+            return _ending(self), self.loses_message
+
+    @property
+    def loses_message(self):
+        return self.state == 'sent' and bool(self.sensitive)
 
     @property
     def place(self):
@@ -336,8 +342,14 @@ class Store:
                     where=t.id.in_(ids) & (t.state == 'sending')
                     & (t.sender == self.number)))
         return sorted(
-            (Row(*values) for values in cursor.fetchall()),
+            (self._load(Row(*values)) for values in cursor.fetchall()),
             key=lambda row: row.place)
+
+    def _load(self, row):
+        if row.file_id:
+            msg = self.Model.msg.load(row.file_id, row.size)
+            row = row._replace(msg=msg)
+        return row
 
     # Names of servers
 
@@ -374,8 +386,12 @@ class Store:
             & (t.state == 'sending') & (t.sender == self.number))
 
     def _record_alike(self, rows):
+        names, values = Row.ended, _ending(rows[0])
+        if rows[0].loses_message:
+            names += ('msg', 'file_id')
+            values += (None, None)
         return self._execute(self._update(
-                Row.ended, rows[0].ending, [r.id for r in rows])).rowcount
+                names, values, [r.id for r in rows])).rowcount
 
     def _record_each(self, rows):
         if not rows:
@@ -397,22 +413,38 @@ class Store:
         alike = collections.defaultdict(list)
         for row in rows:
             alike[row.ending or row.id].append(row)
-        count = sum(
-            self._record_alike(group)
-            for group in alike.values() if len(group) > 1)
-        count += self._record_each(
-            [row for row, *others in alike.values() if not others])
+        groups, each = [], []
+        for group in alike.values():
+            if len(group) > 1 or group[0].loses_message:
+                groups.append(group)
+            else:
+                each += group
+        file_ids = [r.id for r in rows if r.loses_message and r.file_id]
+        if file_ids:
+            # Before, or a crash would forget them: a row that still has its
+            # file keeps it
+            self.Model.msg.queue_for_removal(self.Model, 'msg', file_ids)
+        count = sum(map(self._record_alike, groups))
+        count += self._record_each(each)
         if count != len(rows):
             logger.warning(
                 "%d of the emails %s are no longer held by sender %s",
                 len(rows) - count,
                 ', '.join(str(r.id) for r in rows), self.number)
         forget(Transaction())
+        if file_ids:
+            self._purge()
         try:
             self.Model.finished(self.Model.browse([r.id for r in rows]))
         except Exception:
             # What was sent is recorded: nothing of it may be undone
             logger.exception("error in the hook for finished emails")
+
+    def _purge(self):
+        try:
+            files.purge(self.Model)
+        except Exception:
+            logger.exception("files are left to the daily job")
 
 
 def _ago(seconds):

@@ -27,7 +27,7 @@ SECRET = b'Your secret is 42.'
 BUTTONS = {
     'send_now': {'outbox'},
     'retry': {'failed', 'cancelled'},
-    'cancel': {'outbox'},
+    'cancel': {'outbox', 'failed'},
     }
 # What a client may call at all
 CALLABLE = BUTTONS.keys() | {

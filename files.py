@@ -1,0 +1,192 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Where messages are: in a column of the database or in the filestore.
+
+A file that no row has any more waits in trytond's own queue for its removal:
+so it survives a rollback and a crash does not forget it.
+"""
+import logging
+
+from sql import Column, Literal, Null
+from sql.conditionals import Case
+from sql.functions import CurrentTimestamp
+
+from trytond.filestore import filestore
+from trytond.model import fields
+from trytond.pool import Pool
+from trytond.transaction import Transaction
+
+__all__ = ['Message', 'purge']
+logger = logging.getLogger(__name__)
+
+BATCH = 1000
+
+
+class Message(fields.Binary):
+    """A message, read from where it is, stored where ``to_filestore`` says.
+
+    The ORM reads nothing of a sensitive one, for whomever: neither access
+    nor its check reaches each way to a field, an export for example.
+    """
+
+    def __init__(self, *args, to_filestore=False, **keywords):
+        super().__init__(*args, file_id='file_id', **keywords)
+        self.to_filestore = to_filestore
+
+    @property
+    def prefix(self):
+        if self.store_prefix is None:
+            return Transaction().database.name
+        return self.store_prefix
+
+    def get(self, ids, model, name, values=None):
+        t = model.__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.id, where=fields.SQL_OPERATORS['in'](t.id, ids)
+                & t.sensitive))
+        hidden = {id_ for id_, in cursor}
+        return super().get(
+            [i for i in ids if i not in hidden], model, name, values)
+
+    def sql_column(self, tables, Model):
+        # Also what is searched and sorted by could tell what is in it
+        table, _ = tables[None]
+        return Case(
+            (table.sensitive, Null),
+            else_=super().sql_column(tables, Model))
+
+    def set(self, Model, name, ids, value, *args):
+        t = Model.__table__()
+        cursor = Transaction().connection.cursor()
+        args = iter((ids, value) + args)
+        for ids, value in zip(args, args):
+            self.queue_for_removal(Model, name, ids)
+            file_id = None
+            if self.to_filestore and value is not None:
+                file_id, value = self.store(value), None
+                Transaction().join(_Written(Model)).put(file_id)
+            cursor.execute(*t.update(
+                    [Column(t, self.file_id), Column(t, name)],
+                    [file_id, self.sql_format(value)],
+                    where=fields.SQL_OPERATORS['in'](t.id, ids)))
+
+    def store(self, data):
+        "Write a file and return its id"
+        return filestore.set(data, prefix=self.prefix)
+
+    def remove(self, file_id):
+        filestore.delete(file_id, prefix=self.prefix)
+
+    def load(self, file_id, size):
+        "Return the bytes of a file, None where they are not all there"
+        try:
+            data = self.cast(filestore.get(file_id, prefix=self.prefix))
+        except Exception:
+            # Any class can be the filestore
+            logger.exception(
+                "can not read %r of %r in the filestore",
+                file_id, self.prefix)
+            return None
+        return data if len(data) == size else None
+
+    def queue_for_removal(self, Model, name, ids):
+        # As of trytond, but with the prefix: its job can not do without
+        t = Model.__table__()
+        q = Pool().get('ir.filestore.queue').__table__()
+        transaction = Transaction()
+        file_id = Column(t, self.file_id)
+        transaction.connection.cursor().execute(*q.insert(
+                [q.create_date, q.create_uid, q.file_id, q.model, q.prefix,
+                    q.field],
+                t.select(
+                    CurrentTimestamp(), Literal(transaction.user), file_id,
+                    Literal(Model.__name__), Literal(self.prefix),
+                    Literal(name),
+                    where=fields.SQL_OPERATORS['in'](t.id, ids)
+                    & (file_id != Null))))
+
+
+class _Written:
+    "Removes the files of a transaction that is rolled back"
+
+    def __init__(self, Model):
+        self._Model = Model
+        self._file_ids = []
+
+    def put(self, file_id):
+        self._file_ids.append(file_id)
+
+    def __eq__(self, other):
+        if not isinstance(other, _Written):
+            return NotImplemented
+        return self._Model == other._Model
+
+    def tpc_begin(self, transaction):
+        # A commit whose answer is lost may have come to pass
+        self._file_ids = []
+
+    def tpc_abort(self, transaction):
+        file_ids, self._file_ids = self._file_ids, []
+        if not file_ids:
+            return
+        try:
+            # A row that another connection sees is there, as each statement
+            # of an autocommit transaction is
+            with Transaction().new_transaction(readonly=True):
+                file_ids = _unused(self._Model, file_ids)
+                for file_id in file_ids:
+                    self._Model.msg.remove(file_id)
+        except Exception:
+            logger.exception("can not remove the files %s", file_ids)
+
+    def commit(self, transaction):
+        pass
+
+    tpc_vote = tpc_finish = abort = commit
+
+
+def _unused(Model, file_ids):
+    t = Model.__table__()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*t.select(
+            t.file_id,
+            where=fields.SQL_OPERATORS['in'](t.file_id, file_ids)
+            & (t.file_id != '')))
+    return list(set(file_ids) - {file_id for file_id, in cursor})
+
+
+def purge(Model):
+    """Remove the files of messages that are gone, without further delay.
+
+    How long they are kept is decided for the rows. A file is gone before its
+    place in the queue is: where both could not be, it is tried again.
+    """
+    last = 0
+    while entries := _removable(Model, last):
+        for _, file_id, prefix in entries:
+            filestore.delete(file_id, prefix=prefix)
+        ids = [id_ for id_, *_ in entries]
+        q = Pool().get('ir.filestore.queue').__table__()
+        Transaction().connection.cursor().execute(*q.delete(
+                where=fields.SQL_OPERATORS['in'](q.id, ids)))
+        last = ids[-1]
+
+
+def _removable(Model, last):
+    "Return some places of the queue whose files no row has"
+    t = Model.__table__()
+    q = Pool().get('ir.filestore.queue').__table__()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*q.select(
+            q.id, q.file_id, q.prefix,
+            where=(q.model == Model.__name__)
+            & (q.field == Model.msg.name)
+            & (q.prefix != Null)
+            & (q.id > last)
+            & ~q.file_id.in_(
+                t.select(
+                    t.file_id,
+                    where=(t.file_id == q.file_id) & (t.file_id != ''))),
+            order_by=[q.id], limit=BATCH))
+    return cursor.fetchall()

@@ -1,0 +1,433 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What goes, and when: old emails, their messages, everything about somebody.
+"""
+import datetime as dt
+import logging
+import re
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sql import Null
+from sql.conditionals import Coalesce
+from sql.functions import Lower
+from sql.operators import Or
+
+from trytond.i18n import gettext
+from trytond.model import ModelView, fields
+from trytond.pool import Pool
+from trytond.tools import escape_wildcard, grouped_slice
+from trytond.transaction import Transaction, without_check_access
+from trytond.wizard import Button, StateTransition, StateView, Wizard
+
+from . import message
+from .exceptions import EmailQueueError
+from .files import purge
+from .policy import Settings
+from .store import Tuple, forget
+
+__all__ = ['Erased', 'Retention']
+logger = logging.getLogger(__name__)
+
+BATCH = 1000
+# What stands for an address that is erased
+ERASED = '***'
+NAMED_IN = [
+    'from_addr', 'to_addrs', 'accepted', 'refused', 'error', 'subject',
+    'mail_options', 'rcpt_options']
+
+
+class Erased(NamedTuple):
+    "What became of the emails that named an address, each a number of them"
+    deleted: int
+    changed: int
+    busy: int
+
+
+class Retention:
+    "How long the queue keeps what"
+    __slots__ = ()
+
+    @classmethod
+    def clean(cls):
+        """Delete old emails and remove the messages of those that are sent.
+
+        The daily scheduled job. It commits every thousand emails.
+        """
+        settings = Settings.read()
+        t = cls.__table__()
+        emptied = deleted = 0
+        if before := _ago(settings.clean_body_days):
+            emptied = _each_batch(
+                cls, t, t.sent_at,
+                (t.state == 'sent') & (t.sent_at < before)
+                & ((t.msg != Null) | (t.file_id != Null)),
+                cls._remove_messages)
+        if before := _ago(settings.clean_days):
+            deleted = _each_batch(
+                cls, t, t.sent_at, (t.state == 'sent') & (t.sent_at < before),
+                cls._delete)
+            changed_at = Coalesce(t.write_date, t.create_date)
+            deleted += _each_batch(
+                cls, t, changed_at,
+                (t.state == 'cancelled') & (changed_at < before),
+                cls._delete)
+        with _own_transaction(autocommit=True):
+            purge(cls)
+        logger.info(
+            "%d emails deleted, the messages of %d removed", deleted, emptied)
+
+    @classmethod
+    def _delete(cls, ids):
+        cls.delete(cls.browse(ids))
+
+    @classmethod
+    def _remove_messages(cls, ids):
+        t = cls.__table__()
+        cls.msg.queue_for_removal(cls, 'msg', ids)
+        Transaction().connection.cursor().execute(*t.update(
+                [t.msg, t.file_id], [None, None],
+                where=fields.SQL_OPERATORS['in'](t.id, ids)))
+
+    @classmethod
+    def erase_address(cls, address):
+        """Erase everything about an address, for a legal request.
+
+        It runs in the current transaction. An email that went, or is to go,
+        to this address only is deleted. Others lose the address wherever it
+        stands, and their message where it is not still to be sent: that goes
+        when it is.
+
+        :param address: one email address.
+        :return: the numbers of emails, as an :class:`Erased`. Those that are
+            busy were with a sender: erase again a few minutes later.
+        :raises EmailQueueError: ``address`` is not one.
+        """
+        address = _Address(address)
+        cursor = Transaction().connection.cursor()
+        ids = {*cls._naming(address), *cls._mentioning(address)}
+        deleted = changed = busy = 0
+        for sub_ids in grouped_slice(sorted(ids), BATCH):
+            sub_ids = list(sub_ids)
+            t = cls.__table__()
+            cursor.execute(*_locking(t.select(
+                        t.id,
+                        where=fields.SQL_OPERATORS['in'](t.id, sub_ids)
+                        & (t.state != 'sending'))))
+            locked = [id_ for id_, in cursor]
+            busy += len(sub_ids) - len(locked)
+            emails = cls.browse(locked)
+            delete = [e for e in emails if address.is_all_of(e)]
+            change = [e for e in emails if not address.is_all_of(e)]
+            with without_check_access():
+                for email in change:
+                    cls.write([email], address.erased_from(email))
+                cls.delete(delete)
+            deleted += len(delete)
+            changed += len(change)
+        logger.info(
+            "an address erased: %d emails deleted, %d changed, %d busy",
+            deleted, changed, busy)
+        return Erased(deleted, changed, busy)
+
+    @classmethod
+    def _naming(cls, address):
+        "Return the ids of the emails that name the address outside of theirs"
+        t = cls.__table__()
+        cursor = Transaction().connection.cursor()
+        columns = [getattr(t, name) for name in NAMED_IN]
+        like = fields.SQL_OPERATORS['like']
+        cursor.execute(*t.select(
+                t.id, *columns,
+                where=Or([
+                        like(Lower(column), f'%{escape_wildcard(text)}%')
+                        for column in columns for text in address.texts])))
+        return [
+            id_ for id_, *values in cursor
+            if any(address.is_in(value) for value in values)]
+
+    @classmethod
+    def _mentioning(cls, address):
+        "Yield the ids of the emails whose message has the address"
+        t = cls.__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.id, where=(t.msg != Null) | (t.file_id != Null)))
+        for id_, in cursor.fetchall():
+            data = cls._message(id_)
+            if data and address.is_in_message(data):
+                yield id_
+
+    @classmethod
+    def _message(cls, id_):
+        "Return the bytes of the message, also of a sensitive one"
+        t = cls.__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.msg, t.file_id, t.size, where=t.id == id_))
+        for msg, file_id, size in cursor.fetchall():
+            if file_id:
+                return cls.msg.load(file_id, size)
+            return bytes(msg or b'')
+
+    @classmethod
+    def move_messages(cls):
+        """Move all messages to where new ones are stored.
+
+        Into the filestore where the configuration says so, else out of it.
+        Each is committed by itself, so this can be stopped and called again,
+        also while emails are sent. The messages of those that are with a
+        sender stay.
+
+        :return: how many were moved.
+        """
+        t = cls.__table__()
+        if cls.msg.to_filestore:
+            where, move = t.msg != Null, cls._move_in
+        else:
+            where, move = t.file_id != Null, cls._move_out
+        count = last = 0
+        with _own_transaction(autocommit=True) as transaction:
+            cursor = transaction.connection.cursor()
+            while True:
+                cursor.execute(*t.select(
+                        t.id, where=where & (t.id > last),
+                        order_by=[t.id], limit=BATCH))
+                ids = [id_ for id_, in cursor]
+                if not ids:
+                    break
+                count += sum(map(move, ids))
+                last = ids[-1]
+            purge(cls)
+        return count
+
+    @classmethod
+    def _move_in(cls, id_):
+        "Return whether the message of the email was moved to the filestore"
+        file_id = cls.msg.store(cls._message(id_))
+        t = cls.__table__()
+        moved = _update_idle(t, id_, t.msg != Null, None, file_id)
+        if not moved:
+            cls.msg.remove(file_id)
+        return moved
+
+    @classmethod
+    def _move_out(cls, id_):
+        "Return whether the message of the email was moved to the database"
+        data = cls._message(id_)
+        if data is None:
+            logger.error("the message of email %d can not be moved", id_)
+            return False
+        cls.msg.queue_for_removal(cls, 'msg', [id_])
+        t = cls.__table__()
+        return _update_idle(
+            t, id_, t.file_id != Null, cls.msg.sql_format(data), None)
+
+
+def _update_idle(t, id_, where, msg, file_id):
+    # A sender has read where the message of its email is
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*t.update(
+            [t.msg, t.file_id], [msg, file_id],
+            where=where & (t.id == id_) & (t.state != 'sending')))
+    return bool(cursor.rowcount)
+
+
+def _ago(days):
+    "Return the time so many days ago, None for never"
+    try:
+        return dt.datetime.now() - dt.timedelta(days=days) if days else None
+    except OverflowError:
+        return None
+
+
+@contextmanager
+def _own_transaction(**options):
+    with Transaction().new_transaction(**options) as transaction, \
+            transaction.set_user(0), transaction.reset_context(), \
+            without_check_access():
+        yield transaction
+
+
+def _locking(query):
+    "Let what another transaction has locked be left out"
+    database = Transaction().database
+    if database.has_select_for():
+        For = database.get_select_for_skip_locked()
+        query.for_ = For('UPDATE')
+    return query
+
+
+def _each_batch(Model, t, at, where, change):
+    """Change rows in the order of a time, and return their number.
+
+    Each batch begins after the last: the transaction of the scheduler keeps
+    the index entries of all that were changed before.
+    """
+    count, after = 0, None
+    while True:
+        with _own_transaction() as transaction:
+            cursor = transaction.connection.cursor()
+            place = where
+            if after:
+                place &= Tuple(at, t.id) > Tuple(*after)
+            cursor.execute(*_locking(t.select(
+                        t.id, at.as_('at'), where=place,
+                        order_by=[at, t.id], limit=BATCH)))
+            rows = cursor.fetchall()
+            if not rows:
+                return count
+            change([id_ for id_, _ in rows])
+            forget(transaction)
+        count += len(rows)
+        after = rows[-1][::-1]
+
+
+class _Address:
+    "An address that is to be erased, and where it stands"
+
+    def __init__(self, text):
+        try:
+            found = message.addresses('address', text)
+        except message.ArgumentError as error:
+            raise _invalid(error.value) from error
+        if len(found) != 1:
+            raise _invalid(text)
+        # In a message its domain can be as it was given
+        self.texts = sorted({found[0].lower(), _bare(text).lower()})
+        self._local_parts = {
+            text.rpartition('@')[0].encode('utf-8') for text in self.texts}
+        self._pattern = re.compile('|'.join(
+                # As a whole, also in the address of a page
+                r'(?:(?<![\w.+-])|(?<=%3d))'
+                + re.escape(text).replace('@', '(?:@|%40)')
+                + r'(?![\w-]|\.\w)' for text in self.texts), re.I)
+
+    def _equals(self, address):
+        return address.lower() in self.texts
+
+    def is_in(self, text):
+        return bool(self._pattern.search(text or ''))
+
+    def is_in_message(self, data):
+        # Most messages have not even the part that can be found fast
+        lower = data.lower()
+        if (any(part in lower for part in self._local_parts)
+                and self.is_in(data.decode('utf-8', 'replace'))):
+            return True
+        reading = message.read(data)
+        texts = [
+            *(value for _, value in reading.headers), reading.text,
+            reading.html, *(a.name for a in reading.attachments)]
+        return any(map(self.is_in, texts))
+
+    def is_all_of(self, email):
+        "Whether the email goes to nobody else"
+        return all(map(
+                self._equals, message.split_addresses(email.to_addrs)))
+
+    def erased_from(self, email):
+        "Return what has to be written on an email to others, too"
+        values = {
+            name: self._without(name, getattr(email, name))
+            for name in NAMED_IN}
+        if email.state == 'outbox':
+            values.update(self._waiting(email, values))
+        if values.get('state', email.state) == 'outbox':
+            values['sensitive'] = True
+        else:
+            values['msg'] = None
+        return values
+
+    def _waiting(self, email, values):
+        "Return what becomes of an email that waits"
+        if self._equals(email.from_addr):
+            return {'state': 'cancelled'}
+        if not message.remaining(
+                values['to_addrs'], values['accepted'], values['refused']):
+            if values['refused']:
+                return {'state': 'failed'}
+            return {'state': 'sent', 'sent_at': dt.datetime.now()}
+        return {}
+
+    def _without(self, name, text):
+        if name == 'from_addr':
+            return message.NULL_SENDER if self._equals(text) else text
+        if not text:
+            return text
+        if name == 'to_addrs':
+            return ', '.join(
+                a for a in message.split_addresses(text)
+                if not self._equals(a))
+        if name in {'mail_options', 'rcpt_options'}:
+            return ' '.join(o for o in text.split() if not self.is_in(o))
+        if name in {'accepted', 'refused'}:
+            text = '\n'.join(
+                line for line in text.split('\n')
+                if not self._equals(line.split(' ', 1)[0]))
+        return self._pattern.sub(ERASED, text) or None
+
+
+def _bare(text):
+    "Return the address without the name that may be around it"
+    return text.rpartition('<')[2].partition('>')[0].strip()
+
+
+def _invalid(value):
+    return EmailQueueError(gettext(
+            'email_queue.msg_address_invalid',
+            argument='address', value=str(value)[:200]))
+
+
+class EraseAddress(Wizard):
+    __name__ = 'email.queue.erase_address'
+
+    start = StateView(
+        'email.queue.erase_address.start',
+        'email_queue.erase_address_start_view_form', [
+            Button("Cancel", 'end', 'tryton-cancel'),
+            Button("Erase", 'erase', 'tryton-clear', default=True),
+            ])
+    erase = StateTransition()
+    done = StateView(
+        'email.queue.erase_address.done',
+        'email_queue.erase_address_done_view_form', [
+            Button("Close", 'end', 'tryton-close', default=True),
+            ])
+
+    def transition_erase(self):
+        EmailQueue = Pool().get('email.queue')
+        erased = EmailQueue.erase_address(self.start.address)
+        for name, number in erased._asdict().items():
+            setattr(self.done, name, number)
+        return 'done'
+
+    def default_done(self, fields):
+        return {name: getattr(self.done, name) for name in Erased._fields}
+
+
+class EraseAddressStart(ModelView):
+    __name__ = 'email.queue.erase_address.start'
+
+    address = fields.Char(
+        "Address", required=True,
+        help="The email address about which everything is erased.\n"
+        "Emails to this address only are deleted, also those that wait.\n"
+        "The others lose the address, and their message "
+        "as soon as it has not to be sent any more.\n"
+        "This can not be undone.")
+
+
+class EraseAddressDone(ModelView):
+    __name__ = 'email.queue.erase_address.done'
+
+    deleted = fields.Integer(
+        "Deleted", readonly=True,
+        help="The emails that were to this address only.")
+    changed = fields.Integer(
+        "Changed", readonly=True,
+        help="The emails that have lost the address.")
+    busy = fields.Integer(
+        "Busy", readonly=True,
+        help="The emails that could not be changed as they are being sent. "
+        "Erase the address again in a few minutes.")
