@@ -11,6 +11,8 @@ from sql.functions import DateTrunc
 from trytond.model import ModelSQL, ModelView, fields
 from trytond.pool import Pool
 
+WAITING = ['outbox', 'sending']
+
 
 class Activity(ModelSQL, ModelView):
     "What has become of the emails, by period"
@@ -32,26 +34,30 @@ class Activity(ModelSQL, ModelView):
         t = Pool().get('email.queue').__table__()
         since = dt.datetime.now() - dt.timedelta(days=cls._days)
         failed_at = Coalesce(t.write_date, t.create_date)
-        is_waiting = t.state.in_(['outbox', 'sending'])
         at = Case(
             (t.state == 'sent', t.sent_at),
             (t.state == 'failed', failed_at),
             else_=t.create_date)
-        period = DateTrunc(cls._period, at)
-        return t.select(
-            # Each email is in one period
-            Min(t.id).as_('id'),
-            cls._period_column(period),
-            Sum(Case((t.state == 'sent', 1), else_=0)).as_('sent'),
-            Sum(Case((t.state == 'failed', 1), else_=0)).as_('failed'),
-            Sum(Case((is_waiting, 1), else_=0)).as_('waiting'),
-            cls.oldest.sql_cast(
-                Min(Case((is_waiting, t.create_date), else_=Null))
-                ).as_('oldest'),
+        # PostgreSQL must group by a column: to it an expression with
+        # parameters never is the same as one in SELECT
+        emails = t.select(
+            t.id, t.state, t.create_date,
+            DateTrunc(cls._period, at).as_('period'),
             where=((t.state == 'sent') & (t.sent_at >= since))
             | ((t.state == 'failed') & (failed_at >= since))
-            | is_waiting,
-            group_by=[period])
+            | t.state.in_(WAITING))
+        waiting = emails.state.in_(WAITING)
+        return emails.select(
+            # Each email is in one period
+            Min(emails.id).as_('id'),
+            cls._period_column(emails.period),
+            _count(emails.state == 'sent').as_('sent'),
+            _count(emails.state == 'failed').as_('failed'),
+            _count(waiting).as_('waiting'),
+            cls.oldest.sql_cast(
+                Min(Case((waiting, emails.create_date), else_=Null))
+                ).as_('oldest'),
+            group_by=[emails.period])
 
     @classmethod
     def _period_column(cls, period):
@@ -93,3 +99,7 @@ class ActivityDay(Activity):
     @classmethod
     def _period_column(cls, period):
         return cls.date.sql_cast(period).as_('date')
+
+
+def _count(condition):
+    return Sum(Case((condition, 1), else_=0))
