@@ -21,8 +21,9 @@ class Activity(ModelSQL, ModelView):
     failed = fields.Integer("Failed", help="The emails failed in the period.")
     waiting = fields.Integer(
         "Waiting",
-        help="The emails queued in the period that are not yet sent.")
-    oldest = fields.Timestamp(
+        help="The emails queued in the period that are not yet sent. "
+        "Older ones are in the first period.")
+    oldest = fields.DateTime(
         "Oldest Waiting",
         help="When the oldest of the waiting emails was queued.")
 
@@ -37,6 +38,8 @@ class Activity(ModelSQL, ModelView):
         at = Case(
             (t.state == 'sent', t.sent_at),
             (t.state == 'failed', failed_at),
+            # A graph that shows all of them would show nothing else
+            (t.create_date < since, since),
             else_=t.create_date)
         # PostgreSQL must group by a column: to it an expression with
         # parameters never is the same as one in SELECT
@@ -67,16 +70,15 @@ class Activity(ModelSQL, ModelView):
 class ActivityHour(Activity):
     __name__ = 'email.queue.activity.hour'
 
-    time = fields.Timestamp("Time")
+    time = fields.DateTime("Time", format='%H:%M')
 
     _period = 'hour'
-    _days = 7
+    _days = 2
 
     @classmethod
     def __setup__(cls):
         super().__setup__()
         cls._order.insert(0, ('time', 'DESC'))
-        cls.time.format = '%H:%M'
 
     @classmethod
     def _period_column(cls, period):

@@ -214,8 +214,11 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def __setup__(cls):
         super().__setup__()
         cls._order.insert(0, ('id', 'DESC'))
-        # Not in a form: the client takes what it rounds for a change
-        cls.create_date.format = '%H:%M:%S'
+        # As read returns them
+        for name in [
+                'create_date', 'scheduled_at', 'expires_at', 'first_attempt',
+                'sent_at']:
+            getattr(cls, name).format = '%H:%M:%S'
 
         t = cls.__table__()
         cls._sql_indexes.update({
@@ -315,13 +318,25 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
     @classmethod
     def read(cls, ids, fields_names):
+        if not Transaction().check_access:
+            return super().read(ids, fields_names)
+        rows = cls._read_with_resources(ids, fields_names)
+        # Clients take what they round for a change, and want to save it
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, dt.datetime):
+                    row[name] = value.replace(microsecond=0)
+        return rows
+
+    @classmethod
+    def _read_with_resources(cls, ids, fields_names):
         # A record that one may not read would break the list for all
         prefix = 'resource.'
         names = [n for n in fields_names if not n.startswith(prefix)]
         related = [
             n.removeprefix(prefix)
             for n in fields_names if n.startswith(prefix)]
-        if not (related and Transaction().check_access):
+        if not related:
             return super().read(ids, fields_names)
         rows = super().read(ids, [*names, 'resource'])
         resources = _read_resources(

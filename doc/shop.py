@@ -4,12 +4,14 @@
 import datetime as dt
 import random
 from email.message import EmailMessage
-from email.utils import make_msgid
 
+from trytond.modules.email_queue.tests_web.webclient import PASSWORD
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
 DOMAIN = 'tinplate.example'
+# Who writes the invoices, and looks after no queue
+USER = 'clara'
 CUSTOMERS = {
     'hill': ("Hillside Nursery School", ['office@hillside.example']),
     'marsh': ("Eleanor Marsh", ['eleanor@marsh.example']),
@@ -60,6 +62,15 @@ KINDS = {
         'news', "New in the workshop: the harbour crane", 'bulk',
         "the harbour crane of 1932 is back, in red and in green.", None),
     }
+# What is sent on any of the days before
+DAYS = 28
+KINDS_OF_DAY = {
+    'order': ['hill', 'marsh', 'petit', 'okafor', 'club'],
+    'invoice': ['marsh', 'petit', 'okafor'],
+    'shipped': ['hill', 'marsh', 'club', 'okafor'],
+    'reminder': ['petit', 'marsh', 'club', 'hughes'],
+    'password': ['okafor', 'marsh'],
+    }
 # Hours ago, kind, customer, number, and the state where it is not the job that
 # decides
 EMAILS = [
@@ -104,21 +115,56 @@ def answer(session, step):
 
 
 def fill(site):
-    "Have the emails of some days in the queue of the site"
+    "Have the emails of some weeks in the queue of the site"
+    # The pictures should change only where the client does
+    chance = random.Random(DOMAIN)
     with site.transaction():
+        user = create_user()
         parties = create_parties()
-        emails = [
-            (queue(parties, ago, kind, customer, number), ago, *state)
-            for ago, kind, customer, number, *state in EMAILS]
+    emails = []
+    # Only the user is told of what fails
+    for user, rows in [(0, earlier(chance)), (user, EMAILS)]:
+        with site.transaction(user):
+            emails += [
+                (queue(parties[customer], chance, ago, kind, customer, number),
+                    ago, *state)
+                for ago, kind, customer, number, *state in rows]
+    with site.transaction():
         for email, _, *state in emails:
             if state:
                 # So that the job leaves it alone
+                email = type(email)(email.id)
                 email.state = 'cancelled'
                 email.save()
     site.run_job()
     with site.transaction():
         for email, ago, *state in emails:
             move(type(email)(email.id), ago, *state)
+
+
+def earlier(chance):
+    "Yield the emails of the days before the last ones"
+    number = 700
+    for day in range(DAYS, 3, -1):
+        weekday = (dt.date.today() - dt.timedelta(days=day)).weekday()
+        for _ in range(chance.randint(*(2, 5) if weekday > 4 else (7, 16))):
+            kind = chance.choice(list(KINDS_OF_DAY))
+            number += 1
+            yield (
+                day * 24 - chance.uniform(0, 8), kind,
+                chance.choice(KINDS_OF_DAY[kind]),
+                f'SO-{number}' if kind in {'order', 'shipped'}
+                else f'2026-0{number // 2}')
+
+
+def create_user():
+    user, = Pool().get('res.user').create([{
+                'name': "Clara Finch",
+                'login': USER,
+                'password': PASSWORD,
+                'email': f'{USER}@{DOMAIN}',
+                }])
+    return user.id
 
 
 def create_parties():
@@ -133,40 +179,51 @@ def create_parties():
     return dict(zip(CUSTOMERS, parties))
 
 
-def queue(parties, ago, kind, customer, number):
+def queue(party, chance, ago, kind, customer, number):
+    pool = Pool()
+    Email = pool.get('ir.email')
     name, addresses = CUSTOMERS[customer]
     sender, subject, priority, text, attachment = KINDS[kind]
     msg = EmailMessage()
     msg['From'] = f"Tinplate Toys <{sender}@{DOMAIN}>"
     msg['To'] = ', '.join(addresses)
-    msg['Message-ID'] = make_msgid(domain=DOMAIN)
+    msg['Message-ID'] = f'<{chance.getrandbits(64):x}@{DOMAIN}>'
     msg['Date'] = dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=ago)
     msg['Subject'] = subject.format(number=number)
     msg.set_content(
         f"Dear {name},\n\n{text.format(number=number)}\n\n"
         "Kind regards,\nTinplate Toys\n")
     if attachment:
-        size = random.randrange(40_000, 160_000)
+        size = chance.randrange(40_000, 160_000)
         msg.add_attachment(
-            b'%PDF-1.7\n' + random.randbytes(size),
+            b'%PDF-1.7\n' + chance.randbytes(size),
             maintype='application', subtype='pdf',
             filename=attachment.format(number=number))
-    email, = Pool().get('email.queue').queue_message(
-        msg, priority=priority, resource=parties[customer])
+        # As the client does for what a user sends
+        archived = Email.from_message(
+            msg, resource=party,
+            body=f'<p>{text.format(number=number)}</p>')
+        archived.save()
+        shift(archived, ago, ['create_date'])
+    email, = pool.get('email.queue').queue_message(
+        msg, priority=priority, resource=party)
     return email
 
 
 def move(email, ago, state=None):
     "Move an email to the past, but not when its next attempt is due"
-    names = ['create_date', 'first_attempt', 'sent_at']
+    names = ['create_date', 'write_date', 'first_attempt', 'sent_at']
     if state or email.state != 'outbox':
         names.append('scheduled_at')
-    values = {
-        name: getattr(email, name) - dt.timedelta(hours=ago)
-        for name in names if getattr(email, name)}
-    values['state'] = state or email.state
-    t = email.__table__()
+    shift(email, ago, names, state=state or email.state)
+
+
+def shift(record, ago, names, **values):
+    values |= {
+        name: getattr(record, name) - dt.timedelta(hours=ago)
+        for name in names if getattr(record, name)}
+    t = record.__table__()
     cursor = Transaction().connection.cursor()
     cursor.execute(*t.update(
             [getattr(t, name) for name in values], list(values.values()),
-            where=t.id == email.id))
+            where=t.id == record.id))

@@ -62,8 +62,8 @@ class ActivityTestCase(RPCTestCase):
             self.activity('email.queue.activity.hour'), [
                 (hour(NOW), 2, 0, 0, None),
                 (hour(NOW - HOUR), 1, 1, 0, None),
-                (hour(waiting), 0, 0, 2, waiting),
-                (hour(old), 0, 0, 1, old),
+                # With what is older
+                (hour(waiting), 0, 0, 3, old),
                 ])
         days = defaultdict(lambda: [0, 0])
         for at, sent, failed in [
@@ -73,7 +73,7 @@ class ActivityTestCase(RPCTestCase):
         expected = {
             **{day: (*numbers, 0, None) for day, numbers in days.items()},
             waiting.date(): (0, 0, 2, waiting),
-            old.date(): (0, 0, 1, old),
+            (NOW - 90 * DAY).date(): (0, 0, 1, old),
             }
         self.assertEqual(
             {row[0]: row[1:]

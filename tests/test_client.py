@@ -193,13 +193,24 @@ class ClientTestCase(RPCTestCase):
                         decoder.decode(states)['invisible'], not value)
 
     def test_timestamps(self):
-        "Test the form shows times as they are stored"
+        "Test the views show times as they are read"
         # The client takes what it rounds for a change, and wants to save it
-        view, _ = self.views()['form']
-        for name, definition in view['fields'].items():
-            if definition['type'] == 'timestamp':
-                with self.subTest(field=name):
-                    self.assertIn('%f', definition['format'])
+        id_ = self.queue()
+        now = dt.datetime(2026, 11, 25, 10, 30, 59, 999999)
+        self.write(id_, first_attempt=now, sent_at=now, expires_at=now)
+        for view, _ in self.views().values():
+            names = [
+                name for name, definition in view['fields'].items()
+                if definition['type'] == 'timestamp']
+            email, = self.postmaster.queue('read', [id_], names)
+            for name in names:
+                with self.subTest(type=view['type'], field=name):
+                    self.assertEqual(
+                        json.loads(view['fields'][name]['format']),
+                        '%H:%M:%S')
+                    self.assertEqual(email[name].microsecond, 0)
+        self.assertEqual(email['sent_at'], now.replace(microsecond=0))
+        self.assertEqual(self.read(id_, 'sent_at'), now)
 
     def test_list_without_body(self):
         "Test the list opens without loading a body"
@@ -446,9 +457,9 @@ class TestEmailTestCase(RPCTestCase):
             User = Pool().get('res.user')
             User.write([User(session.id)], {'email': email})
 
-    def start(self, session):
+    def start(self, session, context=None):
         name = 'wizard.email.queue.test'
-        context = {'active_model': 'email.queue'}
+        context = context or {'active_model': 'email.queue'}
         id_, start, end = session(f'{name}.create', context)
         self.addCleanup(session, f'{name}.delete', id_, {})
 
@@ -504,3 +515,21 @@ class TestEmailTestCase(RPCTestCase):
         "Test it is offered in the list"
         actions = self.postmaster.queue('view_toolbar_get')['action']
         self.assertIn("Queue a Test Email", [a['name'] for a in actions])
+
+    def test_menu(self):
+        "Test it is in the menu, as an empty list offers nothing"
+        with self.transaction(readonly=True):
+            menu = Pool().get('ir.model.data').get_id(
+                'email_queue.menu_queue_test')
+        action, = self.postmaster.call(
+            'ir.action.keyword', 'get_keyword', 'tree_open',
+            ['ir.ui.menu', menu])
+        self.assertEqual(action['wiz_name'], 'email.queue.test')
+        execute, _ = self.start(self.postmaster, {
+                'active_model': 'ir.ui.menu',
+                'active_id': menu,
+                'active_ids': [menu],
+                'action_id': action['id'],
+                })
+        execute('queue_email')
+        self.assertEqual(len(self.rows()), 1)

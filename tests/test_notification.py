@@ -20,6 +20,7 @@ class NotificationTestCase(RPCTestCase):
 
     def setUp(self):
         super().setUp()
+        self.clear_notifications()
         self.addCleanup(self.clear_notifications)
 
     def clear_notifications(self):

@@ -243,7 +243,8 @@ class Browser:
         "Wait until there is nothing that the client still waits for"
         self.wait(
             lambda: self.driver.execute_script(
-                "return !jQuery.active && !jQuery(':animated').length"),
+                "return !jQuery.active && !jQuery(':animated').length "
+                "&& !document.getAnimations().length"),
             "end of the requests")
 
     def login(self, user='admin'):
@@ -255,8 +256,19 @@ class Browser:
         self.wait_until_idle()
 
     def open_menu(self, *path):
+        last = None
+
+        def click():
+            nonlocal last
+            rows = self.elements('#menu tr')
+            # An entry can have the name of the one above it
+            for row in rows[rows.index(last) + 1 if last else 0:]:
+                if row in self.elements('#menu tr', name):
+                    row.click()
+                    last = row
+                    return True
         for name in path:
-            self.click('#menu tr', name)
+            self.wait(click, f"menu {name}")
         self.wait_until_idle()
 
     def hide_menu(self):
@@ -264,6 +276,19 @@ class Browser:
 
     def open_tab(self, name):
         self.click('.nav-tabs a', name)
+        self.wait_until_idle()
+
+    def close_tab(self):
+        self.click('#tablist .active .close')
+        self.wait_until_idle()
+
+    def switch_view(self):
+        self.click('#switch_')
+        self.wait_until_idle()
+
+    def open_relate(self, name):
+        self.click('#relate')
+        self.click('.dropdown-menu a', name)
         self.wait_until_idle()
 
     def open_row(self, text):
