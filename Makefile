@@ -51,10 +51,10 @@ package: .venv/stamp
 	@$(PYTHON) .ci/package.py
 
 .venv/stamp: $(PACKAGING)
-	@.ci/venv .venv 8.2
+	@.ci/venv .venv 8.2 modules
 
 .venv-8.0/stamp: $(PACKAGING)
-	@.ci/venv .venv-8.0 8.0 web
+	@.ci/venv .venv-8.0 8.0 modules,web
 
 .cache/sao/stamp: .ci/web
 	@.ci/web .cache/sao

@@ -3,7 +3,7 @@
 
 import datetime as dt
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from email.message import EmailMessage
 
 from sql import Column, Null
@@ -16,7 +16,7 @@ from trytond.model import Index, ModelSQL, ModelStorage, ModelView, fields
 from trytond.model.exceptions import AccessError
 from trytond.pool import Pool
 from trytond.pyson import Bool, Eval, If
-from trytond.tools import slugify
+from trytond.tools import grouped_slice, slugify
 from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView, Wizard
@@ -37,6 +37,8 @@ PRIORITIES = {
 VALUE_LENGTH = 200
 # How many emails a text names at most
 NAMES = 5
+# How many values a statement has at most
+IDS_LENGTH = 1000
 # The digits that fit any integer of a database
 ID_LENGTH = 18
 
@@ -491,16 +493,18 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         resources = cls._archived({m['Message-ID'] for _, _, m in emails})
         for from_addr, to_addrs, msg in emails:
             options = cls.captured_options(msg)
-            options.setdefault('resource', resources.get(msg['Message-ID']))
-            try:
-                cls.queue_message(msg, from_addr, to_addrs, **options)
-            except EmailQueueError as error:
-                if strict:
-                    raise
-                cls._queue_failed(
-                    from_addr, to_addrs, msg, error,
-                    server=options.get('server'),
-                    sensitive=options.get('sensitive', False))
+            resource = options.setdefault(
+                'resource', resources.get(msg['Message-ID']))
+            with _triggers(cls, resource):
+                try:
+                    cls.queue_message(msg, from_addr, to_addrs, **options)
+                except EmailQueueError as error:
+                    if strict:
+                        raise
+                    cls._queue_failed(
+                        from_addr, to_addrs, msg, error,
+                        server=options.get('server'),
+                        sensitive=options.get('sensitive', False))
 
     @classmethod
     def captured_options(cls, msg):
@@ -520,10 +524,15 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         Email = Pool().get('ir.email')
         t = Email.__table__()
         cursor = Transaction().connection.cursor()
-        cursor.execute(*t.select(
-                t.message_id, t.resource,
-                where=t.message_id.in_(list(map(str, message_ids)))))
-        return dict(cursor.fetchall())
+        resources = {}
+        for ids in grouped_slice(
+                list(map(str, message_ids)), count=IDS_LENGTH):
+            cursor.execute(*t.select(
+                    t.message_id, t.resource,
+                    where=fields.SQL_OPERATORS['in'](
+                        t.message_id, list(ids))))
+            resources.update(cursor.fetchall())
+        return resources
 
     @classmethod
     def _queue_failed(
@@ -790,32 +799,35 @@ def _size(size):
 class _Push:
     """Pushes one task for all emails that a transaction queues.
 
-    A data manager as it is the end of the transaction that matters.
+    A data manager as it is the end of the transaction that matters. It pushes
+    with the first email, not in ``commit``: there another manager that queues
+    may still follow.
     """
 
     def __init__(self):
-        self._email = None
+        self._pushed = False
 
     def put(self, email):
-        self._email = email
+        if self._pushed:
+            return
+        transaction = Transaction()
+        with transaction.set_user(0), transaction.reset_context(), \
+                transaction.set_context(queue_name='email_queue'):
+            email.__class__.__queue__.send_queued([email])
+        self._pushed = True
 
     def __eq__(self, other):
         return isinstance(other, _Push) or NotImplemented
 
-    def commit(self, transaction):
-        email, self._email = self._email, None
-        if email:
-            with transaction.set_user(0), transaction.reset_context(), \
-                    transaction.set_context(queue_name='email_queue'):
-                email.__class__.__queue__.send_queued([email])
+    def tpc_finish(self, transaction):
+        self._pushed = False
 
-    def tpc_abort(self, transaction):
-        self._email = None
+    tpc_abort = abort = tpc_finish
 
     def tpc_begin(self, transaction):
         pass
 
-    tpc_vote = tpc_finish = abort = tpc_begin
+    tpc_vote = commit = tpc_begin
 
 
 class QueueTest(Wizard):
@@ -860,6 +872,14 @@ class QueueTestStart(ModelView):
 
     from_addr = fields.Char("From", readonly=True)
     to_addr = fields.Char("To", readonly=True)
+
+
+def _triggers(Model, resource):
+    "Fire no trigger for an email about one in the queue: it made this one"
+    about_queue = str(resource).startswith(f'{Model.__name__},')
+    if about_queue:
+        return Transaction().set_context(_no_trigger=True)
+    return nullcontext()
 
 
 @contextmanager

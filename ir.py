@@ -8,6 +8,7 @@ from trytond.pyson import Eval, If
 from trytond.transaction import Transaction, check_access
 
 from . import message
+from .sendmail import queue_now
 
 DELIVERIES = {
     'outbox': 'waiting',
@@ -31,6 +32,17 @@ class Cron(metaclass=PoolMeta):
         cls.method.selection.append(
             ('email.queue|clean', "Clean Email Queue"))
         cls._notifications.add('email.queue|send_all')
+
+
+class Trigger(metaclass=PoolMeta):
+    __name__ = 'ir.trigger'
+
+    def trigger_action(self, ids):
+        super().trigger_action(ids)
+        if self.model.name == 'email.queue':
+            # What it sends must not trigger it again
+            with Transaction().set_context(_no_trigger=True):
+                queue_now()
 
 
 class Email(metaclass=PoolMeta):

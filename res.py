@@ -13,7 +13,7 @@ class User(metaclass=PoolMeta):
         msg, title = super().get_email_reset_password()
         set_options(
             msg, priority='urgent', expires_at=self.password_reset_expire,
-            sensitive=True)
+            resource=self, sensitive=True)
         return msg, title
 
 
@@ -34,5 +34,5 @@ class WebUser(metaclass=PoolMeta):
         set_options(
             msg, priority='urgent',
             expires_at=self.reset_password_token_expire,
-            sensitive=True)
+            resource=self, sensitive=True)
         return msg, title

@@ -6,11 +6,13 @@ A data manager's ``commit`` runs in the transaction of the database, before it
 is committed: there the emails become rows, so that a rollback sends nothing.
 """
 from email.message import Message
+from inspect import signature
 
 from trytond.pool import Pool
 from trytond.sendmail import SMTPDataManager
+from trytond.transaction import Transaction
 
-__all__ = ['QueueDataManager', 'capture', 'set_options']
+__all__ = ['QueueDataManager', 'capture', 'queue_now', 'set_options']
 
 
 def set_options(msg, **options):
@@ -19,6 +21,9 @@ def set_options(msg, **options):
     :param msg: the ``email.message.Message`` that is going to be sent.
     :param options: keywords of ``EmailQueue.queue_mail``.
     """
+    if options.get('resource') is not None:
+        # A record can not be copied, as the message is with all that it has
+        options['resource'] = str(options['resource'])
     msg.email_queue = options
 
 
@@ -62,6 +67,17 @@ class QueueDataManager:
         self.queue.clear()
 
 
+def queue_now():
+    "Queue what the current transaction would queue at its commit"
+    transaction = Transaction()
+    managers = [QueueDataManager]
+    if SMTPDataManager.commit is _commit:
+        managers.append(SMTPDataManager)
+    for Manager in managers:
+        for strict in [False, True]:
+            transaction.join(Manager(strict=strict)).commit(transaction)
+
+
 def capture():
     """Let core's own data manager put its emails in the queue.
 
@@ -94,8 +110,8 @@ def _check(Manager):
             manager.queue == [item]
             and manager.uri is None
             and manager.strict is False
-            and callable(manager.commit)
-            and callable(manager.tpc_vote))
+            and len(signature(manager.commit).parameters) == 1
+            and len(signature(manager.tpc_vote).parameters) == 1)
     except (AttributeError, TypeError):
         known = False
     if not known:

@@ -71,6 +71,13 @@ setup(
     python_requires='>=3.10',
     install_requires=requires,
     extras_require={
+        # Those whose emails are captured
+        'modules': [
+            'trytond_account_dunning_email >= 8.0, < 8.3',
+            'trytond_marketing_email >= 8.0, < 8.3',
+            'trytond_notification_email >= 8.0, < 8.3',
+            'trytond_web_user >= 8.0, < 8.3',
+            ],
         'test': [
             'aiosmtpd',
             'build',

@@ -38,12 +38,13 @@ class QueueTestCase(unittest.TestCase):
 
     The class has a server whose answers are in the addresses.
     """
+    modules = ['email_queue']
     server_options = {}
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        activate_module('email_queue')
+        activate_module(cls.modules)
         cls.server = cls.enter(Server(**cls.server_options))
         cls.enter(configured('email', **{
                     'uri': cls.server.uri,
