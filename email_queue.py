@@ -37,6 +37,8 @@ PRIORITIES = {
 VALUE_LENGTH = 200
 # How many emails a text names at most
 NAMES = 5
+# The address of a captured email that has none
+UNKNOWN = '?'
 # How many values a statement has at most
 IDS_LENGTH = 1000
 # The digits that fit any integer of a database
@@ -543,12 +545,12 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             data = b''
         subject, message_id = message.describe(data)
         if not isinstance(to_addrs, str):
-            to_addrs = ', '.join(map(str, to_addrs or [msg['To']]))
+            to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
         with without_check_access():
             cls.create([{
                         'from_addr': message.printable(
-                            str(from_addr or msg['From'])),
-                        'to_addrs': message.printable(to_addrs),
+                            str(from_addr or msg['From'] or '')) or UNKNOWN,
+                        'to_addrs': message.printable(to_addrs) or UNKNOWN,
                         'msg': data,
                         'size': len(data),
                         'subject': subject,

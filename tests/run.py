@@ -28,7 +28,18 @@ VENVS = {
     '8.2': ROOT / '.venv',
     '8.0': ROOT / '.venv-8.0',
     }
-CHECKS = ['postgresql', 'sqlite', 'sqlite-8.0', 'flake8', 'isort', 'coverage']
+CHECKS = [
+    'postgresql', 'modules', 'sqlite', 'sqlite-8.0', 'modules-8.0',
+    'flake8', 'isort', 'coverage']
+TESTS = 'trytond.modules.email_queue.tests'
+# With the emails of other modules, and their own tests with these captured
+MODULES = [
+    f'{TESTS}.test_modules',
+    'trytond.modules.account_dunning_email.tests',
+    'trytond.modules.marketing_email.tests',
+    'trytond.modules.notification_email.tests',
+    'trytond.modules.web_user.tests',
+    ]
 OUTCOMES = {
     'passed': 'passed',
     'xpassed': 'passed',
@@ -115,6 +126,9 @@ class Check:
 
 class Tests(Check):
     "A run of pytest with its own configuration and database cache"
+    arguments = ['--ignore-glob', '*/test_modules.py', '--pyargs', TESTS]
+    database = 'test'
+    settings = {}
 
     def __init__(
             self, name, directory, uri='sqlite://', series='8.2',
@@ -123,7 +137,7 @@ class Tests(Check):
         bin_ = venv / 'bin'
         command = [
             bin_ / 'pytest', '-o', f'cache_dir={CACHE / "pytest" / name}',
-            *options, '--pyargs', 'trytond.modules.email_queue.tests']
+            *options, *self.arguments]
         if coverage:
             command = [
                 bin_ / 'coverage', 'run', '--data-file', coverage, *command]
@@ -138,8 +152,9 @@ class Tests(Check):
             PATH=os.pathsep.join([str(bin_), os.environ['PATH']]),
             TRYTOND_DATABASE__URI=uri,
             TRYTOND_DATABASE__PATH=str(databases),
-            DB_NAME=':memory:' if uri.startswith('sqlite') else 'test',
-            DB_CACHE=str(self.db_cache))
+            DB_NAME=':memory:' if uri.startswith('sqlite') else self.database,
+            DB_CACHE=str(self.db_cache),
+            **self.settings)
         super().__init__(name, command, directory, environ)
 
     def kill(self):
@@ -164,6 +179,12 @@ class Tests(Check):
 
     def details(self):
         return summary(self.counts)
+
+
+class ModulesTests(Tests):
+    arguments = ['-p', f'{TESTS}.captured', '--pyargs', *MODULES]
+    database = 'modules'
+    settings = {'TRYTOND_EMAIL_QUEUE__CAPTURE': 'True'}
 
 
 def db_cache(name, venv):
@@ -232,15 +253,19 @@ def main():
         checks = []
         stack.callback(lambda: [check.kill() for check in checks])
 
-        # It takes longest
-        if 'postgresql' in chosen:
+        if {'postgresql', 'modules'} & set(chosen):
             server = stack.enter_context(PostgreSQL())
             # For pg_dump and pg_restore, which trytond calls
             os.environ['PATH'] = os.pathsep.join(
                 [str(server.bin), os.environ['PATH']])
+        # It takes longest
+        if 'postgresql' in chosen:
             checks.append(Tests(
                     'postgresql', directory, uri=server.uri,
                     coverage=coverage, options=options))
+        if 'modules' in chosen:
+            checks.append(ModulesTests(
+                    'modules', directory, uri=server.uri, options=options))
         if 'sqlite' in chosen:
             checks.append(Tests(
                     'sqlite', directory,
@@ -248,6 +273,9 @@ def main():
         if 'sqlite-8.0' in chosen:
             checks.append(Tests(
                     'sqlite-8.0', directory, series='8.0', options=options))
+        if 'modules-8.0' in chosen:
+            checks.append(ModulesTests(
+                    'modules-8.0', directory, series='8.0', options=options))
         if 'flake8' in chosen:
             checks.append(Check('flake8', [bin_ / 'flake8'], directory))
         if 'isort' in chosen:

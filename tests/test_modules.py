@@ -220,7 +220,7 @@ class ModulesTestCase(QueueTestCase):
 
     def test_notification_email(self):
         with self.transaction():
-            trigger = self.notify('res.user', 'res.user', 'id')
+            trigger = self.notify('res.user', 'id')
 
         def create():
             return Pool().get('res.user').create([
@@ -235,10 +235,10 @@ class ModulesTestCase(QueueTestCase):
 
     def test_trigger_on_the_queue(self):
         with self.transaction():
-            trigger = self.notify('email.queue', 'res.user', 'create_uid')
             user = Pool().get('res.user')(USER)
             user.email = 'admin@example.com'
             user.save()
+            trigger = self.notify('email.queue', 'create_uid')
         self.addCleanup(self.delete, trigger)
         self.server.start()
 
@@ -251,7 +251,7 @@ class ModulesTestCase(QueueTestCase):
             [to for to, *_ in self.captured()],
             ['admin@example.com', 'jane@example.com'])
 
-    def notify(self, model, recipients_model, recipients):
+    def notify(self, model, recipients):
         "Send a notification for every record that is created"
         pool = Pool()
         Field = pool.get('ir.model.field')
@@ -264,7 +264,7 @@ class ModulesTestCase(QueueTestCase):
         field, = Field.search(
             [('model', '=', model), ('name', '=', recipients)])
         notification = pool.get('notification.email')(
-            recipients=field, content=report)
+            recipients=field, fallback_recipients=USER, content=report)
         notification.save()
         trigger = pool.get('ir.trigger')(
             name="Creation", model=model_, on_create_=True,

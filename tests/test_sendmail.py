@@ -2,14 +2,21 @@
 # this repository contains the full copyright notices and license terms.
 """Core's own emails, with and without capture."""
 import datetime as dt
+import os
+import subprocess
+import sys
+import unittest
 from email.message import EmailMessage
 from unittest.mock import patch
 
 from trytond.pool import Pool
 from trytond.sendmail import (
-    SMTPDataManager, send_message_transactional, sendmail_transactional)
-from trytond.tests.test_tryton import USER
+    SMTPDataManager, send_message, send_message_transactional)
+from trytond.sendmail import sendmail as core_sendmail
+from trytond.sendmail import sendmail_transactional
+from trytond.tests.test_tryton import DB_NAME, USER
 from trytond.transaction import Transaction
+from trytond.worker import run_task
 
 from .. import sendmail
 from ..exceptions import EmailQueueError
@@ -26,6 +33,16 @@ def message(to='jane@example.com', subject="Test", **headers):
         msg[name.replace('_', '-')] = value
     msg.set_content("Hello")
     return msg
+
+
+# Pool.start is what each process of trytond does first
+START = """
+from trytond.pool import Pool
+from trytond.sendmail import SMTPDataManager as Manager
+{code}
+Pool.start()
+print(Manager.commit.__module__.endswith('email_queue.sendmail'))
+"""
 
 
 class SendmailTestCase(QueueTestCase):
@@ -204,13 +221,123 @@ class CaptureTestCase(SendmailTestCase):
         self.server.wait_for(1)
         self.assertEqual(self.rows('subject'), [('Test',)])
 
-    def test_unknown_trytond(self):
-        class Manager(SMTPDataManager):
-            def put(self, from_addr, to_addrs, msg, priority):
-                pass
+    def test_trigger_on_the_queue(self):
+        "sends in a task of its own, and no more than once"
+        def act(records, trigger):
+            send_message_transactional(message(subject="Triggered"))
 
-        with self.assertRaisesRegex(RuntimeError, 'capture'):
-            sendmail._check(Manager)
+        pool = Pool(DB_NAME)
+        with self.transaction():
+            model, = pool.get('ir.model').search(
+                [('name', '=', 'email.queue')])
+            trigger = pool.get('ir.trigger')(
+                name="Test", model=model, on_create_=True, condition='true',
+                action='email.queue|act')
+            trigger.save()
+        self.addCleanup(self.delete, trigger)
+        with patch.object(
+                pool.get('email.queue'), 'act', act, create=True):
+            with self.transaction():
+                send_message_transactional(message())
+            for _ in range(3):
+                self.run_tasks()
+        self.assertEqual(
+            self.rows('subject', 'state'),
+            [('Test', 'outbox'), ('Triggered', 'outbox')])
+
+    def delete(self, record):
+        with self.transaction():
+            record.delete([record])
+
+    def run_tasks(self):
+        with self.transaction(readonly=True):
+            tasks = list(map(int, Pool().get('ir.queue').search(
+                        [('finished_at', '=', None)])))
+        for task in tasks:
+            run_task(DB_NAME, task)
+
+    def test_direct(self):
+        "Without a transaction it is sent at once"
+        with self.transaction():
+            send_message(message(), strict=True)
+            core_sendmail(
+                'a@example.com', ['b@example.com'], message(), strict=True)
+            self.assertEqual(len(self.server.wait_for(2)), 2)
+        self.assertEqual(self.rows('id'), [])
+
+    def test_database_without_the_module(self):
+        models = Pool(DB_NAME)._pool['model']
+        with self.transaction() as transaction, patch.dict(models):
+            del models['email.queue']
+            send_message_transactional(message())
+            transaction.commit()
+        self.server.wait_for(1)
+        self.assertEqual(self.rows('id'), [])
+
+    def test_resource(self):
+        msg = message()
+        with self.transaction():
+            user = Pool().get('res.user')(USER)
+            set_options(msg, resource=user)
+            send_message_transactional(msg)
+        self.assertEqual(
+            [str(r) for r, in self.rows('resource')], [str(user)])
+
+    def test_many_archived(self):
+        with self.transaction():
+            self.assertEqual(
+                Pool().get('email.queue')._archived(
+                    f'<{i}@example.com>' for i in range(70000)),
+                {})
+
+    def test_strange_messages(self):
+        "do not fail the transaction"
+        without_sender = message()
+        del without_sender['From']
+        without_recipient = message(to='')
+        surrogate = message(subject="Test \udcff")
+        part = EmailMessage()
+        part['From'], part['To'] = 'a@example.com', 'b@example.com'
+        part.set_payload("\udcff\ud800")
+        for i, msg in enumerate(
+                [without_sender, without_recipient, surrogate, part]):
+            with self.subTest(i):
+                self.clear()
+                with self.transaction():
+                    send_message_transactional(msg)
+                (state,), = self.rows('state')
+                self.assertIn(state, {'outbox', 'failed'})
+
+
+class StartTestCase(unittest.TestCase):
+    "What is checked when trytond starts"
+
+    def start(self, code='', capture='True'):
+        environ = {**os.environ, 'TRYTOND_EMAIL_QUEUE__CAPTURE': capture}
+        return subprocess.run(
+            [sys.executable, '-c', START.format(code=code)],
+            env=environ, capture_output=True, text=True)
+
+    def test_capture(self):
+        process = self.start()
+        self.assertEqual(process.stdout, "True\n", process.stderr)
+
+    def test_off(self):
+        process = self.start(capture='False')
+        self.assertEqual(process.stdout, "False\n", process.stderr)
+
+    def test_unknown_trytond(self):
+        for code in [
+                "del Manager.tpc_vote",
+                "Manager.commit = lambda self: None",
+                "Manager.put = lambda self, message: None",
+                "Manager.put = lambda self, *args: None",
+                "Manager.__init__ = lambda self: None",
+                ]:
+            with self.subTest(code=code):
+                process = self.start(code)
+                self.assertTrue(process.returncode)
+                self.assertIn("[email_queue] capture", process.stderr)
 
 
 del QueueTestCase, SendmailTestCase

@@ -16,11 +16,13 @@ from unittest.mock import patch
 import trytond.config as config
 from trytond import backend
 from trytond.pool import Pool
+from trytond.sendmail import send_message_transactional
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import sender
+from .. import sender, sendmail
 from ..store import Store
+from .test_sendmail import message
 from .tools import MESSAGE, QueueTestCase, configured
 
 
@@ -64,6 +66,22 @@ class PushTestCase(WorkerTestCase):
                 transaction.commit()
         self.assertEqual(len(self.tasks()), 1)
 
+    def test_one_task_for_all_ways_to_queue(self):
+        sendmail.capture()
+        self.addCleanup(sendmail.release)
+        with configured('queue', worker=True):
+            with self.transaction():
+                self.queue_three()
+                send_message_transactional(message())
+            self.assertEqual(len(self.tasks()), 1)
+            with self.transaction() as transaction:
+                self.queue_three()
+                send_message_transactional(message())
+                transaction.commit()
+                # Its manager comes after the one that pushes
+                send_message_transactional(message())
+            self.assertEqual(len(self.tasks()), 3)
+
     def test_rollback(self):
         with configured('queue', worker=True):
             with self.transaction() as transaction:
@@ -92,6 +110,16 @@ class PushTestCase(WorkerTestCase):
             with self.transaction():
                 Pool().get('email.queue').send_queued([])
         self.assertLessEqual(self.server.sessions - sessions, 2)
+
+    def test_task_without_a_slot(self):
+        self.queue_many(1)
+        with patch.object(Store, 'take', return_value=False):
+            with self.transaction():
+                Pool().get('email.queue').send_queued([])
+        self.send_all()
+        with self.transaction():
+            Pool().get('email.queue').send_queued([])
+        self.assertEqual(len(self.server.received), 1)
 
     @unittest.skipIf(
         DB_NAME == ':memory:', "all transactions share one connection")
