@@ -5,8 +5,12 @@
     TRYTOND_EMAIL_QUEUE__CAPTURE=True pytest \\
         -p trytond.modules.email_queue.tests.captured \\
         --pyargs trytond.modules.notification_email.tests
+
+Of the further modules that their tests activate those that are not installed
+are left out.
 """
 from functools import wraps
+from importlib.util import find_spec
 
 from trytond.tests import test_tryton, tools
 
@@ -16,8 +20,10 @@ def with_queue(activate):
     def wrapper(modules, *args, **kwargs):
         if isinstance(modules, str):
             modules = [modules]
-        return activate(
-            list(dict.fromkeys([*modules, 'email_queue'])), *args, **kwargs)
+        modules = [
+            m for m in dict.fromkeys([*modules, 'email_queue'])
+            if m in {'ir', 'res'} or find_spec(f'trytond.modules.{m}')]
+        return activate(modules, *args, **kwargs)
     return wrapper
 
 

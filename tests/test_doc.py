@@ -12,7 +12,7 @@ from trytond.model import fields
 from trytond.pool import Pool, PoolMeta
 from trytond.transaction import Transaction
 
-from .. import email_queue, exceptions, health, smtp
+from .. import email_queue, exceptions, health, sendmail, smtp
 from ..policy import Settings
 from .tools import QueueTestCase
 
@@ -23,6 +23,8 @@ OPTION = {
     DOC / 'configuration.rst':
         r'^``(\w+)``\n=+\n(?:(?!\n=+\n).|\n)*?default value is: ``(\w+)``',
     }
+# Those that a sender does not know
+OTHER_OPTIONS = {'capture': 'False'}
 FIELD = r'^``(\w+)`` '
 DIRECTIVE = re.compile(
     r'^ *\.\. (class|classmethod|method|function|attribute|data|exception)::'
@@ -87,8 +89,13 @@ class DocTestCase(QueueTestCase):
             with self.subTest(page=path.name):
                 found = re.findall(pattern, path.read_text('utf-8'), re.M)
                 self.assertEqual(
-                    [(name, types[name](value)) for name, value in found],
+                    [(name, types[name](value))
+                        for name, value in found if name in types],
                     list(dataclasses.asdict(Settings()).items()))
+                self.assertEqual(
+                    {name: value
+                        for name, value in found if name not in types},
+                    OTHER_OPTIONS)
 
     def test_reference(self):
         "Test the names and signatures of the reference"
@@ -97,7 +104,7 @@ class DocTestCase(QueueTestCase):
             email = Pool().get('email.queue')()
             owners = [
                 email, smtp, smtp.Reply(250, ''), exceptions, email_queue,
-                health, health.Numbers]
+                health, health.Numbers, sendmail]
             for type_, name, signature in DIRECTIVE.findall(reference):
                 with self.subTest(name=name):
                     owner = next(o for o in owners if hasattr(o, name))
