@@ -6,30 +6,37 @@
         -p trytond.modules.email_queue.tests.captured \\
         --pyargs trytond.modules.notification_email.tests
 
-Of the further modules that their tests activate those that are not installed
-are left out.
+All of them are activated in each database, so that the cache needs one only.
+The further modules that the tests ask for are left out.
 """
-from functools import wraps
-from importlib.util import find_spec
-
 from trytond.tests import test_tryton, tools
 
-
-def with_queue(activate):
-    @wraps(activate)
-    def wrapper(modules, *args, **kwargs):
-        if isinstance(modules, str):
-            modules = [modules]
-        modules = [
-            m for m in dict.fromkeys([*modules, 'email_queue'])
-            if m in {'ir', 'res'} or find_spec(f'trytond.modules.{m}')]
-        return activate(modules, *args, **kwargs)
-    return wrapper
+MODULES = [
+    'account_dunning_email',
+    'marketing_email',
+    'notification_email',
+    'web_user',
+    'email_queue',
+    ]
+activate_module = test_tryton.activate_module
 
 
-test_tryton.activate_module = with_queue(test_tryton.activate_module)
-tools.activate_modules = with_queue(tools.activate_modules)
+def activate_all(modules=None, lang='en'):
+    activate_module(MODULES, lang=lang)
+
+
+def activate_all_by_client(modules, *setup):
+    test_tryton.drop_db()
+    activate_all()
+    config = tools._get_config()
+    for function in setup:
+        function(config=config)
+    return config
+
+
+test_tryton.activate_module = activate_all
+tools.activate_modules = activate_all_by_client
 
 
 def pytest_report_header(config):
-    return "email_queue is activated in every database"
+    return f"activated in every database: {', '.join(MODULES)}"

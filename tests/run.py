@@ -32,7 +32,7 @@ CHECKS = [
     'postgresql', 'modules', 'sqlite', 'sqlite-8.0', 'modules-8.0',
     'flake8', 'isort', 'coverage']
 TESTS = 'trytond.modules.email_queue.tests'
-# With the emails of other modules, and their own tests with these captured
+# The emails of other modules, and their own tests with these captured
 MODULES = [
     f'{TESTS}.test_modules',
     'trytond.modules.account_dunning_email.tests',

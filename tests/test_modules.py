@@ -32,6 +32,7 @@ MODULES = [
     'marketing_email',
     'notification_email',
     'web_user',
+    'email_queue',
     ]
 # How often tasks may queue further ones
 TASKS = 5
@@ -41,7 +42,7 @@ MISSING = [m for m in MODULES if not find_spec(f'trytond.modules.{m}')]
 @unittest.skipIf(MISSING, f"not installed: {', '.join(MISSING)}")
 class ModulesTestCase(QueueTestCase):
     "Each module against a server that is dead and comes back"
-    modules = [*MODULES, 'email_queue']
+    modules = MODULES
 
     @classmethod
     def setUpClass(cls):
@@ -67,11 +68,11 @@ class ModulesTestCase(QueueTestCase):
     def transaction(self, user=USER, **options):
         return super().transaction(user, **options)
 
-    def run_action(self, action, commit=True):
+    def run_action(self, action, commit=True, user=USER):
         "Run an action, and then the tasks that it has queued"
         extras = {}
         while True:
-            with self.transaction(**extras) as transaction:
+            with self.transaction(user, **extras) as transaction:
                 try:
                     result = action()
                 except TransactionError as error:
@@ -235,9 +236,6 @@ class ModulesTestCase(QueueTestCase):
 
     def test_trigger_on_the_queue(self):
         with self.transaction():
-            user = Pool().get('res.user')(USER)
-            user.email = 'admin@example.com'
-            user.save()
             trigger = self.notify('email.queue', 'create_uid')
         self.addCleanup(self.delete, trigger)
         self.server.start()
@@ -246,7 +244,8 @@ class ModulesTestCase(QueueTestCase):
             sendmail_transactional(
                 'shop@example.com', 'jane@example.com', message())
 
-        self.run_action(send)
+        # Others may not read it on 8.0, so that nothing is sent
+        self.run_action(send, user=0)
         self.assertEqual(
             [to for to, *_ in self.captured()],
             ['admin@example.com', 'jane@example.com'])
@@ -255,6 +254,9 @@ class ModulesTestCase(QueueTestCase):
         "Send a notification for every record that is created"
         pool = Pool()
         Field = pool.get('ir.model.field')
+        user = pool.get('res.user')(USER)
+        user.email = 'admin@example.com'
+        user.save()
         model_, = pool.get('ir.model').search([('name', '=', model)])
         report = pool.get('ir.action.report')(
             name="Notification", report_name='email_queue.test.report',
@@ -264,7 +266,7 @@ class ModulesTestCase(QueueTestCase):
         field, = Field.search(
             [('model', '=', model), ('name', '=', recipients)])
         notification = pool.get('notification.email')(
-            recipients=field, fallback_recipients=USER, content=report)
+            recipients=field, fallback_recipients=user, content=report)
         notification.save()
         trigger = pool.get('ir.trigger')(
             name="Creation", model=model_, on_create_=True,
