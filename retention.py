@@ -35,6 +35,8 @@ ERASED = '***'
 NAMED_IN = [
     'from_addr', 'to_addrs', 'accepted', 'refused', 'error', 'subject',
     'mail_options', 'rcpt_options']
+# Without any of it the text of a message is what its bytes are
+_encoded = re.compile(rb'base64|quoted-printable|=\?|&#|utf-?(?:7|16|32)')
 
 
 class Erased(NamedTuple):
@@ -315,6 +317,8 @@ class _Address:
         if (any(part in lower for part in self._local_parts)
                 and self.is_in(data.decode('utf-8', 'replace'))):
             return True
+        if not _encoded.search(lower):
+            return False
         reading = message.read(data)
         texts = [
             *(value for _, value in reading.headers), reading.text,

@@ -328,7 +328,8 @@ class SettingsTestCase(unittest.TestCase):
         self.assertEqual(Settings(), Settings(
                 senders=1, connections=2, rate=0, messages_per_connection=100,
                 recipients=50, run_time=50, timeout=60, data_timeout=600,
-                uncertain='retry', retry_delay=60, give_up=5, max_attempts=0))
+                uncertain='retry', retry_delay=60, give_up=5, max_attempts=0,
+                clean_days=30, clean_body_days=7))
 
     def test_values(self):
         for name, text, value in [
@@ -348,6 +349,9 @@ class SettingsTestCase(unittest.TestCase):
                 ('give_up', '1e3', 1000),
                 ('max_attempts', '0', 0),
                 ('max_attempts', '7', 7),
+                ('clean_days', '0', 0),
+                ('clean_body_days', '0', 0),
+                ('clean_body_days', '0.5', .5),
                 ]:
             with self.subTest(f'{name} = {text}'):
                 self.assertEqual(
@@ -357,7 +361,8 @@ class SettingsTestCase(unittest.TestCase):
         settings = Settings(
             senders=2, connections=3, rate=4, messages_per_connection=5,
             recipients=6, run_time=7, timeout=8, data_timeout=9,
-            uncertain='hold', retry_delay=10, give_up=11, max_attempts=12)
+            uncertain='hold', retry_delay=10, give_up=11, max_attempts=12,
+            clean_days=13, clean_body_days=14)
         self.assertEqual(self.read(**vars(settings)), settings)
 
     def test_invalid(self):
@@ -384,6 +389,8 @@ class SettingsTestCase(unittest.TestCase):
                 ('give_up', '0'),
                 ('give_up', '1e9'),
                 ('max_attempts', '-1'),
+                ('clean_days', '-1'),
+                ('clean_body_days', 'week'),
                 ('max_attempts', '10000000000'),
                 ]:
             with self.subTest(f'{name} = {text}'):
