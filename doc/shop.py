@@ -5,7 +5,6 @@ import datetime as dt
 import random
 from email.message import EmailMessage
 
-from trytond.modules.email_queue.tests_web.webclient import PASSWORD
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
@@ -118,8 +117,9 @@ def fill(site):
     "Have the emails of some weeks in the queue of the site"
     # The pictures should change only where the client does
     chance = random.Random(DOMAIN)
+    user = site.create_user(
+        USER, name="Clara Finch", email=f'{USER}@{DOMAIN}')
     with site.transaction():
-        user = create_user()
         parties = create_parties()
     emails = []
     # Only the user is told of what fails
@@ -155,16 +155,6 @@ def earlier(chance):
                 chance.choice(KINDS_OF_DAY[kind]),
                 f'SO-{number}' if kind in {'order', 'shipped'}
                 else f'2026-0{number // 2}')
-
-
-def create_user():
-    user, = Pool().get('res.user').create([{
-                'name': "Clara Finch",
-                'login': USER,
-                'password': PASSWORD,
-                'email': f'{USER}@{DOMAIN}',
-                }])
-    return user.id
 
 
 def create_parties():

@@ -42,10 +42,81 @@ class WebTestCase(unittest.TestCase):
             self.assertEqual(len(site.smtp.received), 2)
             self.assertEqual(site.smtp.violations, [])
 
-    def order(self, customer):
+    def test_send_now_and_cancel(self):
+        "Test several emails of the list, and what the tabs count"
+        with Site() as site:
+            with site.transaction():
+                for to in ['alice', 'bob', 'carol']:
+                    self.order(f'{to}@example.com')
+            with Browser(site.url) as browser:
+                browser.login()
+                browser.open_menu('Administration', 'Email Queue')
+                browser.find('.nav-tabs a', "Outbox 3")
+                browser.select_row("alice@example.com")
+                browser.click('.tree-container button', "Cancel")
+                browser.click('.modal button', "OK")
+                browser.find('.tree-container button', "Retry")
+                browser.click('#reload')
+                browser.find('.nav-tabs a', "Outbox 2")
+                browser.open_tab("Cancelled")
+                browser.find('.tree tbody .widget', "alice@example.com")
+                browser.open_tab("Outbox")
+                browser.select_row("bob@example.com")
+                browser.select_row("carol@example.com")
+                browser.click('.tree-container button', "Send Now")
+                browser.wait_until_idle()
+                browser.open_row("bob@example.com")
+                browser.wait_for(priority="Urgent")
+                self.assertEqual(browser.errors, [])
+            site.run_job()
+            self.assertEqual(
+                sorted(m.to_addrs for m in site.smtp.received),
+                [('bob@example.com',), ('carol@example.com',)])
+
+    def test_activity(self):
+        "Test the activity as list and graph, and the test email"
+        with Site() as site:
+            with Browser(site.url) as browser:
+                browser.login()
+                browser.open_menu('Administration', 'Email Queue')
+                # There is no email yet
+                browser.open_menu('Queue a Test Email')
+                browser.click('.modal button', "Queue")
+                browser.wait_for(to_addrs='admin@example.com')
+                site.run_job()
+                for name in ['Hour', 'Day']:
+                    browser.open_menu(f'Email Activity by {name}')
+                    browser.find('.tree tbody .widget', "1")
+                    browser.switch_view()
+                    browser.find('.graph')
+                self.assertEqual(browser.errors, [])
+
+    def test_document(self):
+        "Test the sender of a document finds what became of its email"
+        with Site() as site:
+            user = site.create_user('clara')
+            with site.transaction(user):
+                self.order('rcpt-550-5.1.1-no-such-user@example.com', user)
+            site.run_job()
+            with Browser(site.url) as browser:
+                browser.login('clara')
+                browser.click('.notification-badge')
+                browser.click('.notification-label', "Email not delivered")
+                browser.wait_for(delivery="Failed")
+                self.assertIn('no such user', browser.values['delivery_error'])
+                self.assertEqual(browser.errors, [])
+
+    def order(self, customer, user=None):
         msg = EmailMessage()
         msg['From'] = "The Shop <shop@example.com>"
         msg['To'] = customer
         msg['Subject'] = "Your order"
         msg.set_content("Thank you for your order.")
-        Pool().get('email.queue').queue_message(msg)
+        email, = Pool().get('email.queue').queue_message(msg)
+        if user:
+            Email = Pool().get('ir.email')
+            Email.create([{
+                        'message_id': email.message_id,
+                        'recipients': customer,
+                        'resource': f'res.user,{user}',
+                        }])

@@ -126,6 +126,16 @@ class Site:
             # Their wizard would open first
             Item.write(Item.search([]), {'state': 'done'})
 
+    def create_user(self, login, **values):
+        with self.transaction():
+            user, = Pool().get('res.user').create([{
+                        'name': login,
+                        'login': login,
+                        'password': PASSWORD,
+                        **values,
+                        }])
+            return user.id
+
     def _serve(self, stack):
         log = self.directory / 'trytond.log'
         process = subprocess.Popen(
@@ -252,7 +262,7 @@ class Browser:
         self.type('#login', user)
         self.click('button[type=submit]', "Login")
         self.type('input[type=password]', PASSWORD + Keys.ENTER)
-        self.find('#menu tr')
+        self.find('#menu')
         self.wait_until_idle()
 
     def open_menu(self, *path):
@@ -290,6 +300,14 @@ class Browser:
         self.click('#relate')
         self.click('.dropdown-menu a', name)
         self.wait_until_idle()
+
+    def select_row(self, text):
+        def check():
+            for row in self.elements('.tree tbody tr'):
+                if text in row.text:
+                    row.find_element('css selector', '[type=checkbox]').click()
+                    return True
+        self.wait(check, f"row {text}")
 
     def open_row(self, text):
         "Open the form of the row of the list with that text"
