@@ -51,7 +51,7 @@ VALUES = """
         .map(element => [
             element.name,
             element.selectedOptions ?
-                element.selectedOptions[0].text : element.value]));
+                element.selectedOptions[0]?.text : element.value]));
     """
 
 
