@@ -52,7 +52,11 @@ class DocTestCase(QueueTestCase):
 
     def test_examples(self):
         "Test the examples run, those of a page one after another"
-        for path in [README, DOC / 'usage' / 'index.rst']:
+        for path in [
+                README,
+                DOC / 'usage' / 'index.rst',
+                DOC / 'usage' / 'capture.rst',
+                ]:
             with self.subTest(page=path.name):
                 self.clear()
                 with self.transaction() as transaction:

@@ -165,7 +165,7 @@ class ProcessesTestCase(WorkerTestCase):
         self.workers.append(subprocess.Popen([
                     sys.executable,
                     Path(sys.executable).parent / 'trytond-worker',
-                    '-d', DB_NAME, '-n', str(processes),
+                    '-d', DB_NAME, '-n', str(processes), '-t', '1',
                     '--name', 'email_queue'],
                 env=environ, start_new_session=True))
 
