@@ -148,7 +148,7 @@ class ClientTestCase(RPCTestCase):
         shown = {
             'send_now': {'outbox'},
             'retry': {'failed', 'cancelled'},
-            'cancel': {'outbox'},
+            'cancel': {'outbox', 'failed'},
             }
         for type_, (_, root) in self.views().items():
             for button in root.iter('button'):
