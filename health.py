@@ -93,42 +93,31 @@ class Health(ModelSQL):
         settings = Settings.read()
         t = Pool().get('email.queue').__table__()
         now = dt.datetime.now()
-        due = Case((t.scheduled_at <= now, 1), else_=0)
-        due_in, waiting_in = Coalesce(Sum(due), 0), Count(Literal(1))
-        # One after another as each state has an index of its own
-        (due, waiting), (due_sending, sending), (failed,) = (
-            _fetch(t.select(*columns, where=t.state == state))
-            for state, columns in [
-                ('outbox', [due_in, waiting_in]),
-                ('sending', [due_in, waiting_in]),
-                ('failed', [waiting_in]),
-                ])
+        is_due = t.scheduled_at <= now
+        number = Count(Literal(1))
+        due = waiting = 0
+        oldest = now
+        # One after another as each state has an index of its own. What is
+        # with a sender that died is as late as what waits for one.
+        for state in ['outbox', 'sending']:
+            due_in, waiting_in = _fetch(t.select(
+                    Coalesce(Sum(Case((is_due, 1), else_=0)), 0), number,
+                    where=t.state == state))
+            due += due_in
+            waiting += waiting_in
+            if due_in:
+                # Not the minimum: on SQLite that is no time
+                oldest = min(oldest, *_fetch(t.select(
+                            t.scheduled_at, where=(t.state == state) & is_due,
+                            order_by=[t.scheduled_at], limit=1)))
+        failed, = _fetch(t.select(number, where=t.state == 'failed'))
         return Numbers(
-            due=due + due_sending,
-            waiting=waiting + sending,
+            due=due,
+            waiting=waiting,
             failed=failed,
-            age=cls._age(now),
+            age=int((now - oldest).total_seconds()),
             age_limit=settings.health_age,
             failed_limit=settings.health_failed)
-
-    @classmethod
-    def _age(cls, now):
-        "Return the seconds since the oldest due email became due"
-        EmailQueue = Pool().get('email.queue')
-        t = EmailQueue.__table__()
-        # The index of the outbox begins with the priority. What is with a
-        # sender that died is as late as what waits for one.
-        groups = [
-            (t.state == 'outbox') & (t.priority == priority)
-            for priority, _ in EmailQueue.priority.selection]
-        groups.append(t.state == 'sending')
-        oldest = [
-            row[0] for group in groups
-            if (row := _fetch(t.select(
-                        t.scheduled_at,
-                        where=group & (t.scheduled_at <= now),
-                        order_by=[t.scheduled_at], limit=1)))]
-        return int((now - min(oldest, default=now)).total_seconds())
 
     @classmethod
     def watch(cls):
@@ -137,23 +126,22 @@ class Health(ModelSQL):
 
         A scheduled job of its own: that which sends may be what is at fault.
         """
-        age_limit = Settings.read().health_age
         with Transaction().set_user(0), without_check_access():
-            late = cls._age(dt.datetime.now()) > age_limit
+            numbers = cls.measure()
             told = cls.search([])
-            if told and not late:
+            if told and not numbers.late:
                 cls.delete(told)
-            elif late and not told and cls._tell():
+            elif numbers.late and not told and cls._tell(numbers):
                 cls.create([{}])
 
     @classmethod
-    def _tell(cls):
+    def _tell(cls, numbers):
         "Return whether there was anybody to tell"
         pool = Pool()
         Action = pool.get('ir.action')
         ModelData = pool.get('ir.model.data')
         Notification = pool.get('res.notification')
-        numbers, notifications = cls.measure(), []
+        notifications = []
         for user in cls.members():
             language = user.language.code if user.language else None
             with Transaction().set_context(language=language):

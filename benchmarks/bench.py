@@ -219,14 +219,14 @@ def restock(database, due, sent, later):
     if not later:
         database.execute('TRUNCATE email_queue')
     have = database.count('sent')
-    if have < sent:
-        database.fill(
-            SMALL, sent - have, state="'sent'", attempts='1',
-            first_attempt='scheduled_at', sent_at='scheduled_at',
-            to_addrs="'customer' || i || '@example.com'",
-            resource="'res.user,' || i",
-            # As that of a sent one is after some days
-            msg="''::bytea")
+    database.fill(
+        SMALL, max(sent - have, 0), state="'sent'", attempts='1',
+        first_attempt='scheduled_at', sent_at='scheduled_at',
+        to_addrs="'customer' || i || '@example.com'",
+        resource="'res.user,' || i",
+        # As that of a sent one is after some days
+        msg='NULL')
+    if not database.count('outbox'):
         database.fill(
             SMALL, later, scheduled_at="now() AT TIME ZONE 'UTC' "
             "+ interval '1 day' + i * interval '1 ms'")
@@ -256,7 +256,25 @@ def growth(bench):
                     kind: 1e3 * median(seconds)
                     for kind, seconds in program.result().items()})
     big, small = times
-    return [(big[kind], small[kind]) for kind in big]
+    return [
+        *((big[kind], small[kind]) for kind in big),
+        (cleaning(bench.big), cleaning(bench.small))]
+
+
+def cleaning(database, count=1000):
+    "Return the milliseconds in which so many old emails are deleted"
+    before = database.count('sent')
+    database.execute(
+        "UPDATE email_queue SET sent_at = sent_at - interval '1 year' "
+        "WHERE id IN (SELECT id FROM email_queue WHERE state = 'sent' "
+        "ORDER BY id LIMIT %s)", [count])
+    database.settle()
+    with database.program('drain.py', 'clean') as program:
+        program.go()
+        result = program.result()
+    if before - database.count('sent') != count:
+        raise Void(f"not just {count} emails were deleted")
+    return 1e3 * (result['ended'] - result['started'])
 
 
 def memory(bench):
@@ -323,6 +341,8 @@ FIGURES = {
                 'ms', difference, '<=', 250, ' ms'),
             Line("The numbers of its health",
                 'ms', difference, '<=', 100, ' ms'),
+            Line("Deleting the oldest 1,000 of its emails",
+                'ms', ratio, '<=', 2),
             ]),
     'memory': (memory, [Line(
                 "Peak of memory, messages of 200 kB, beside 2 KB",

@@ -3,7 +3,7 @@
 # this repository contains the full copyright notices and license terms.
 """Drain the queue once, in a process of its own.
 
-    drain.py DATABASE send_all|scheduler
+    drain.py DATABASE send_all|scheduler|clean
 
 It says "ready", waits for a line, and prints what it did as JSON: when it
 started and ended, when how many had been recorded, and its peak of memory.
@@ -27,6 +27,11 @@ def send_all(database):
 
 def scheduler(database):
     Pool(database).get('ir.cron').run(database)
+
+
+def clean(database):
+    with Transaction().start(database, 0):
+        Pool(database).get('email.queue').clean()
 
 
 def peak():
@@ -53,7 +58,8 @@ def main(database, way):
     print('ready', flush=True)
     sys.stdin.readline()
     started = time.monotonic()
-    {'send_all': send_all, 'scheduler': scheduler}[way](database)
+    {'send_all': send_all, 'scheduler': scheduler, 'clean': clean}[way](
+        database)
     print(json.dumps({
                 'started': started,
                 'ended': time.monotonic(),
