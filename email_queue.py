@@ -21,7 +21,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView, Wizard
 
-from . import files, message, notification, policy, sender, smtp
+from . import (
+    files, identity, message, notification, policy, sender, smtp)
 from .exceptions import EmailQueueError, UncertainWarning
 from .retention import Retention
 from .store import forget
@@ -213,6 +214,13 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             ('failed', "Failed"),
             ('cancelled', "Cancelled"),
             ], "State", sort=False, required=True, readonly=True)
+    notice = fields.Function(
+        fields.Char("Notice",
+            states={
+                'invisible': ~Eval('notice'),
+                },
+            help="Why nothing is sent, or nothing to its recipients."),
+        'get_notice')
 
     @classmethod
     def __setup__(cls):
@@ -381,6 +389,10 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                     contents[name][email.id] = (
                         _shown(reading, name) or None)
         return contents
+
+    @classmethod
+    def get_notice(cls, emails, name):
+        return dict.fromkeys(map(int, emails), identity.notice())
 
     def get_waiting(self, name):
         if self.state in {'outbox', 'sending'}:
@@ -613,7 +625,8 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         The scheduled job. Replace it to drain the queue in another way.
 
         :raises EmailQueueError: the scheduled job only: the server is in
-            trouble. The emails stay in the queue.
+            trouble or the database looks like a copy. The emails stay in the
+            queue.
         """
         sender.run(cls)
 

@@ -25,8 +25,8 @@ import idna
 
 __all__ = [
     'ArgumentError', 'addresses', 'describe', 'envelope_recipients',
-    'envelope_sender', 'html_text', 'masked', 'options', 'prepare',
-    'printable', 'read', 'recipients', 'remaining', 'sender',
+    'envelope_sender', 'html_text', 'masked', 'options', 'original_to',
+    'prepare', 'printable', 'read', 'recipients', 'remaining', 'sender',
     'split_addresses']
 
 NULL_SENDER = '<>'
@@ -278,6 +278,21 @@ def options(argument, values):
                 raise ArgumentError(argument, option, 'msg_option_invalid')
             found.append(option)
     return found
+
+
+def original_to(addresses):
+    """Return the header field that names the recipients of a message.
+
+    For one that goes to somebody else instead: the bytes of *X-Original-To*
+    with CRLF, one address on each line.
+    """
+    lines = []
+    for address in map(printable, addresses):
+        if not address.isascii() or len(address) > LINE_LENGTH // 2:
+            address = Header(address, 'utf-8').encode(linesep='\r\n')
+        lines.append(address)
+    value = ',\r\n '.join(lines)
+    return f'X-Original-To: {value}\r\n'.encode('ascii')
 
 
 def envelope_sender(message):

@@ -4,6 +4,7 @@
 
 Everything here is plain values and clocks: no database and no network.
 """
+import configparser
 import dataclasses
 import datetime as dt
 import random
@@ -74,6 +75,8 @@ class Settings:
     health_failed: int = 0
     clean_days: float = 30
     clean_body_days: float = 7
+    hold: bool = False
+    redirect: str = ''
 
     may_be_zero = {'clean_days', 'clean_body_days'}
 
@@ -89,7 +92,7 @@ class Settings:
             if not text:
                 continue
             try:
-                value = values[field.name] = field.type(text)
+                value = values[field.name] = cls.parsed(field, text)
             except ValueError:
                 value = None
             if not cls._valid(field, value):
@@ -98,10 +101,31 @@ class Settings:
                         argument=option, value=text))
         return cls(**values)
 
+    @staticmethod
+    def parsed(field, text):
+        """Return the value that ``text`` is for a field of this class.
+
+        :raises ValueError: it is none.
+        """
+        if field.name == 'redirect':
+            address, = message.addresses('redirect', text)
+            return address
+        if field.type is bool:
+            try:
+                return configparser.RawConfigParser.BOOLEAN_STATES[
+                    text.lower()]
+            except KeyError:
+                raise ValueError(text)
+        return field.type(text)
+
     @classmethod
     def _valid(cls, field, value):
-        if value is None or field.type is str:
+        if value is None:
+            return False
+        if field.name == 'uncertain':
             return value in {'retry', 'hold'}
+        if field.type in {bool, str}:
+            return True
         may_be_zero = not field.default or field.name in cls.may_be_zero
         smallest = 0 if may_be_zero else 1e-3
         return smallest <= value < 1e9

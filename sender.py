@@ -18,7 +18,7 @@ from trytond.i18n import gettext
 from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
-from . import smtp
+from . import identity, message, smtp
 from .exceptions import EmailQueueError
 from .policy import (
     ALIKE, RECORD_SECONDS, Deadline, Pace, Patience, Settings, Suspects,
@@ -67,6 +67,7 @@ class Sender:
         self._now = None
         self._recorded_at = 0
         self._alone_claimed = False
+        self._is_remembered = False
         self._counts = collections.Counter()
         self._started_at = time.monotonic()
         self._threads = [
@@ -114,6 +115,9 @@ class Sender:
         return bool(self._held)
 
     def _hold(self, rows):
+        if rows and not self._is_remembered:
+            identity.remember()
+            self._is_remembered = True
         for row in rows:
             self._held[row.id] = row._replace(msg=None)
             self._work.put((row.place, row))
@@ -228,7 +232,7 @@ class Sender:
         while (row := self._work.get()[1]) is not None:
             outcome = None
             if self._may_send(row):
-                outcome = _deliver(client, row)
+                outcome = _deliver(client, row, self._settings.redirect)
             self._results.put((row._replace(msg=None), outcome))
         client.close()
 
@@ -263,11 +267,14 @@ def _mail(row):
         tuple((row.rcpt_options or '').split()))
 
 
-def _deliver(client, row):
+def _deliver(client, row, redirect):
     if row.msg is None:
         return _without_message(row)
     try:
-        return client.deliver(_mail(row))
+        mail = _mail(row)
+        if redirect:
+            return _redirect(client, mail, redirect)
+        return client.deliver(mail)
     except Exception as error:
         # A message without bytes, with an address that is none …
         logger.debug("email %d can not be sent", row.id, exc_info=True)
@@ -276,6 +283,19 @@ def _deliver(client, row):
             row.remaining or [row.to_addrs], 'mail',
             f"{type(error).__name__}: {error}")
         return outcome
+
+
+def _redirect(client, mail, address):
+    "Deliver to that address only, and return the outcome for the recipients"
+    outcome = client.deliver(mail._replace(
+            to_addrs=(address,),
+            data=message.original_to(mail.to_addrs) + mail.data))
+    if outcome.accepted:
+        outcome.accepted = list(mail.to_addrs)
+    for name in ['refused', 'deferred']:
+        for words in getattr(outcome, name).values():
+            setattr(outcome, name, dict.fromkeys(mail.to_addrs, words))
+    return outcome
 
 
 def _without_message(row):
@@ -321,9 +341,13 @@ def run(Model):
     """Send the due emails of ``Model``, of each server that has a free slot.
 
     :raises EmailQueueError: a server is in trouble or not configured, in words
-        that are the same in every run.
+        that are the same in every run, or the database looks like a copy.
     """
     settings, names = Settings.read(), servers()
+    if settings.hold:
+        logger.warning("hold is set: nothing is sent")
+        return
+    _check_copy(settings)
     is_task = Transaction().context.get('email_queue_task')
     if is_task:
         errors, names = [], [n for n in names if not _in_trouble(n)]
@@ -336,6 +360,14 @@ def run(Model):
     else:
         errors += _drain_in_turn(Model, names, settings.run_time)
     _tell(errors)
+
+
+def _check_copy(settings):
+    with _own_transaction():
+        identity.check()
+    if settings.redirect:
+        logger.warning(
+            "redirect is set: everything is sent to %s", settings.redirect)
 
 
 def _missing(Model, names):
@@ -524,6 +556,9 @@ def _record_again(sender):
 def send(email, server=None):
     "Send one record: see EmailQueue.send"
     Model, settings = type(email), Settings.read()
+    if settings.hold:
+        raise EmailQueueError(gettext('email_queue.msg_hold'))
+    _check_copy(settings)
     with _own_transaction():
         store = Store(Model)
         # A slot of its own, whatever runs
@@ -546,6 +581,7 @@ def send(email, server=None):
 def _send(store, email, settings, server):
     "Return the row as it was recorded, None where it can not be claimed"
     for row in store.claim_record(email.id):
+        identity.remember()
         outcome = None
         if not row.expired(dt.datetime.now()):
             outcome = _send_row(store.Model, row, settings, server)
@@ -561,6 +597,6 @@ def _send_row(Model, row, settings, server):
         return smtp.Outcome(trouble=smtp.Trouble(
                 NOT_CONFIGURED.format(row.server), lasting=True))
     client = _client(Model, settings, uri, server=server)
-    outcome = _deliver(client, row)
+    outcome = _deliver(client, row, settings.redirect)
     client.close()
     return outcome

@@ -135,10 +135,10 @@ class PostgreSQL:
         self.stop(mode)
         self.start()
 
-    def createdb(self, name):
+    def createdb(self, name, *args):
         self._run(
             'createdb', '--host', '127.0.0.1', '--port', self.port,
-            '--username', 'postgres', name)
+            '--username', 'postgres', *args, name)
 
     def _run(self, program, *args):
         command = [self.bin / program, *args]

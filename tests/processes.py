@@ -15,6 +15,7 @@ from trytond import backend
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
+from .postgresql import bin_directory
 from .tools import QueueTestCase
 
 ORPHANED_SECONDS = 3
@@ -136,3 +137,15 @@ class ProcessTestCase(QueueTestCase):
             set(arrived), {m for m, in self.rows('message_id')})
         self.assertEqual(len(arrived), count)
         return sum(arrived.values()) - count
+
+    def move_to(self, postgresql):
+        "Copy the database to another server"
+        uri = config.get('database', 'uri')
+        postgresql.createdb(self.database)
+        dump = subprocess.run(
+            [bin_directory() / 'pg_dump', '-Fc', f'{uri}{self.database}'],
+            check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run([
+                bin_directory() / 'pg_restore', '-d',
+                f'{postgresql.uri}{self.database}'],
+            check=True, input=dump)

@@ -8,7 +8,6 @@ import subprocess
 import time
 import unittest
 
-import trytond.config as config
 from trytond import backend
 
 from .postgresql import PostgreSQL, bin_directory
@@ -179,18 +178,6 @@ class ParallelTestCase(ProcessTestCase):
         arrived = self.copies()
         self.assertEqual(len(arrived), 300)
         self.assertLessEqual(sum(arrived.values()) - 300, 4)
-
-    def move_to(self, postgresql):
-        "Copy the database to another server"
-        uri = config.get('database', 'uri')
-        postgresql.createdb(self.database)
-        dump = subprocess.run(
-            [bin_directory() / 'pg_dump', '-Fc', f'{uri}{self.database}'],
-            check=True, stdout=subprocess.PIPE).stdout
-        subprocess.run([
-                bin_directory() / 'pg_restore', '-d',
-                f'{postgresql.uri}{self.database}'],
-            check=True, input=dump)
 
     def waiting(self, postgresql):
         query = ("SELECT count(*) FROM email_queue "

@@ -19,9 +19,10 @@ from .tools import QueueTestCase
 ROOT = Path(__file__).resolve().parent.parent
 README, DOC = ROOT / 'README.rst', ROOT / 'doc'
 OPTION = {
-    README: r'^``(\w+)`` +``(\w+)`` ',
+    README: r'^``(\w+)`` +(?:``(\w+)``)? ',
     DOC / 'configuration.rst':
-        r'^``(\w+)``\n=+\n(?:(?!\n=+\n).|\n)*?default value is: ``(\w+)``',
+        r'^``(\w+)``\n=+\n(?:(?!\n=+\n).|\n)*?'
+        r'default value is(?:: ``(\w+)``| empty)',
     }
 # Those that a sender does not know
 OTHER_OPTIONS = {'capture': 'False'}
@@ -88,19 +89,20 @@ class DocTestCase(QueueTestCase):
 
     def test_options(self):
         "Test the options and their defaults"
-        types = {f.name: f.type for f in dataclasses.fields(Settings)}
+        options = {f.name: f for f in dataclasses.fields(Settings)}
         for path, pattern in OPTION.items():
             with self.subTest(page=path.name):
                 found = re.findall(pattern, path.read_text('utf-8'), re.M)
                 # Read when the module is loaded
                 found.remove(('filestore', 'False'))
                 self.assertEqual(
-                    [(name, types[name](value))
-                        for name, value in found if name in types],
+                    [(name, value and Settings.parsed(options[name], value))
+                        for name, value in found if name in options],
                     list(dataclasses.asdict(Settings()).items()))
                 self.assertEqual(
                     {name: value
-                        for name, value in found if name not in types},
+                        for name, value in found
+                        if value and name not in options},
                     OTHER_OPTIONS)
 
     def test_reference(self):

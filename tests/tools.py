@@ -66,7 +66,9 @@ class QueueTestCase(unittest.TestCase):
     def clear(self):
         with self.transaction():
             cursor = Transaction().connection.cursor()
-            for table in ['email_queue', 'ir_error', 'ir_queue']:
+            for table in [
+                    'email_queue', 'email_queue_identity', 'ir_error',
+                    'ir_queue']:
                 cursor.execute(f'DELETE FROM {table}')
         self.server.received.clear()
         self.server.violations.clear()

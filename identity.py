@@ -1,0 +1,195 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Whether this database is the one that emails were sent from before.
+
+A copy, restored or cloned, has the queue, too: its emails are the original's
+to send.
+"""
+import logging
+
+from sql import Null
+from sql.aggregate import Count
+from sql.functions import CurrentTimestamp
+
+from trytond import backend
+from trytond.i18n import gettext
+from trytond.model import ModelSQL, ModelView, fields
+from trytond.pool import Pool
+from trytond.transaction import Transaction
+from trytond.wizard import Button, StateTransition, StateView, Wizard
+
+from .exceptions import EmailQueueError
+from .policy import Settings
+from .store import forget
+
+__all__ = ['check', 'current', 'is_copy', 'notice', 'remember']
+logger = logging.getLogger(__name__)
+
+# The one record has always this id, so that two runs can not make two
+ID = 1
+WAITING = ['outbox', 'sending']
+
+
+class Identity(ModelSQL):
+    __name__ = 'email.queue.identity'
+
+    identity = fields.Char("Identity", required=True, readonly=True)
+
+    @classmethod
+    def __setup__(cls):
+        super().__setup__()
+        # It is no business of any client
+        cls.__rpc__.clear()
+
+
+class Copy(Wizard):
+    __name__ = 'email.queue.copy'
+
+    start = StateView(
+        'email.queue.copy.start', 'email_queue.identity_start_view_form', [
+            Button("Close", 'end', 'tryton-close', default=True),
+            Button("Cancel Them", 'cancel_emails', 'tryton-cancel'),
+            Button("Send Them", 'send_emails', 'tryton-forward'),
+            ])
+    send_emails = StateTransition()
+    cancel_emails = StateTransition()
+
+    def default_start(self, fields):
+        return {
+            'notice': notice() or gettext('email_queue.msg_no_copy'),
+            'waiting': _waiting(),
+            'sent_from': _stored(),
+            'database': current(),
+            }
+
+    def transition_send_emails(self):
+        _decide()
+        return 'end'
+
+    def transition_cancel_emails(self):
+        _decide()
+        _cancel()
+        return 'end'
+
+
+class CopyStart(ModelView):
+    __name__ = 'email.queue.copy.start'
+
+    notice = fields.Text("Notice", readonly=True)
+    waiting = fields.Integer(
+        "Waiting Emails", readonly=True,
+        help="The emails in the outbox or with a sender.")
+    sent_from = fields.Char(
+        "Sent From", readonly=True,
+        help="The database that emails were sent from before.")
+    database = fields.Char("This Database", readonly=True)
+
+
+def current():
+    """Return the identity of the database of the transaction.
+
+    On PostgreSQL it is that of the cluster with the oid and the name of the
+    database, on SQLite the path of the file.
+    """
+    cursor = Transaction().connection.cursor()
+    if backend.name == 'sqlite':
+        cursor.execute('PRAGMA database_list')
+        paths = {name: path for _, name, path in cursor.fetchall()}
+        return paths['main'] or ':memory:'
+    # To call what is forbidden would end the transaction
+    cursor.execute(
+        "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+    (allowed,), = cursor.fetchall()
+    cluster = ("(SELECT system_identifier::text FROM pg_control_system())"
+        if allowed else
+        "host(inet_server_addr()) || ':' || inet_server_port()")
+    cursor.execute(
+        f"SELECT {cluster}, oid, datname FROM pg_database "
+        "WHERE datname = current_database()")
+    return ' '.join(str(v) for v in cursor.fetchone() if v is not None)
+
+
+def _stored():
+    t = Pool().get('email.queue.identity').__table__()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*t.select(t.identity, where=t.id == ID))
+    return next((identity for identity, in cursor.fetchall()), None)
+
+
+def is_copy():
+    "Return whether emails were sent before, but not from this database"
+    stored = _stored()
+    return stored is not None and stored != current()
+
+
+def remember():
+    "Store the identity of the database, unless one is stored"
+    if _stored() is not None:
+        return
+    t = Pool().get('email.queue.identity').__table__()
+    cursor = Transaction().connection.cursor()
+    try:
+        cursor.execute(*t.insert([t.id, t.identity], [[ID, current()]]))
+    except backend.DatabaseIntegrityError:
+        # Another sender was first
+        pass
+
+
+def check():
+    """Check that the emails of this database are its own to send.
+
+    :raises EmailQueueError: it looks like a copy, in the same words at every
+        run.
+    """
+    if is_copy():
+        logger.warning(
+            "this database looks like a copy: nothing is sent, %d emails wait",
+            _waiting())
+        raise EmailQueueError(
+            gettext('email_queue.msg_copy'),
+            gettext('email_queue.msg_copy_description'))
+
+
+def notice():
+    "Return what users have to know of how emails are sent, None for nothing"
+    try:
+        settings = Settings.read()
+    except EmailQueueError as error:
+        return error.message
+    notices = []
+    if settings.hold:
+        notices.append(gettext('email_queue.msg_hold'))
+    if is_copy():
+        notices.append(gettext('email_queue.msg_copy'))
+    if settings.redirect:
+        notices.append(gettext(
+                'email_queue.msg_redirect', address=settings.redirect))
+    return ' '.join(notices) or None
+
+
+def _waiting():
+    t = Pool().get('email.queue').__table__()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*t.select(Count(t.id), where=t.state.in_(WAITING)))
+    (count,), = cursor.fetchall()
+    return count
+
+
+def _decide():
+    "Let emails be sent from this database from now on"
+    if not is_copy():
+        raise EmailQueueError(gettext('email_queue.msg_no_copy'))
+    t = Pool().get('email.queue.identity').__table__()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*t.update([t.identity], [current()], where=t.id == ID))
+
+
+def _cancel():
+    transaction = Transaction()
+    t = Pool().get('email.queue').__table__()
+    cursor = transaction.connection.cursor()
+    cursor.execute(*t.update(
+            [t.state, t.sender, t.write_date, t.write_uid],
+            ['cancelled', Null, CurrentTimestamp(), transaction.user],
+            where=t.state.in_(WAITING)))
+    forget(transaction)
