@@ -13,6 +13,7 @@ from trytond.model import ModelSQL
 from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
+from . import identity
 from .notification import ACTION, ICON
 from .policy import Settings
 
@@ -128,10 +129,12 @@ class Health(ModelSQL):
         """
         with Transaction().set_user(0), without_check_access():
             numbers = cls.measure()
+            # Where nothing is sent on purpose, nothing is late
+            late = numbers.late and identity.may_send()
             told = cls.search([])
-            if told and not numbers.late:
+            if told and not late:
                 cls.delete(told)
-            elif numbers.late and not told and cls._tell(numbers):
+            elif late and not told and cls._tell(numbers):
                 cls.create([{}])
 
     @classmethod

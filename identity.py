@@ -22,7 +22,8 @@ from .exceptions import EmailQueueError
 from .policy import Settings
 from .store import forget
 
-__all__ = ['check', 'current', 'is_copy', 'notice', 'remember']
+__all__ = [
+    'check', 'current', 'is_copy', 'may_send', 'notice', 'remember']
 logger = logging.getLogger(__name__)
 
 # The one record has always this id, so that two runs can not make two
@@ -120,6 +121,11 @@ def is_copy():
     "Return whether emails were sent before, but not from this database"
     stored = _stored()
     return stored is not None and stored != current()
+
+
+def may_send():
+    "Return whether emails are sent from this database at all"
+    return not (Settings.read().hold or is_copy())
 
 
 def remember():

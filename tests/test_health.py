@@ -314,6 +314,15 @@ class WatchTestCase(Ages, RPCTestCase):
         self.watch()
         self.assertEqual(self.told(), [])
 
+    def test_hold(self):
+        "Test nothing is late where nothing is to be sent"
+        self.put(20 * MINUTE)
+        with configured(hold=True):
+            self.watch()
+        self.assertEqual(self.told(), [])
+        self.watch()
+        self.assertTrue(self.told())
+
     def test_scheduled(self):
         "Test what is deferred on purpose is not late, however old"
         id_ = self.put(-MINUTE)
