@@ -89,8 +89,8 @@ class CopyStart(ModelView):
 def current():
     """Return the identity of the database of the transaction.
 
-    On PostgreSQL it is that of the cluster with the oid and the name of the
-    database, on SQLite the path of the file.
+    On PostgreSQL it is that of the cluster, where the role may read it, with
+    the oid and the name of the database; on SQLite the path of the file.
     """
     cursor = Transaction().connection.cursor()
     if backend.name == 'sqlite':
@@ -101,9 +101,9 @@ def current():
     cursor.execute(
         "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
     (allowed,), = cursor.fetchall()
+    # The address of the server is no substitute: a socket has none
     cluster = ("(SELECT system_identifier::text FROM pg_control_system())"
-        if allowed else
-        "host(inet_server_addr()) || ':' || inet_server_port()")
+        if allowed else "NULL")
     cursor.execute(
         f"SELECT {cluster}, oid, datname FROM pg_database "
         "WHERE datname = current_database()")
