@@ -52,7 +52,9 @@ class CopyTestCase(RPCTestCase):
         with self.transaction():
             Cron = Pool().get('ir.cron')
             cron, = Cron.search([('method', '=', 'email.queue|send_all')])
-            Cron.run_once([cron])
+            cron.next_call = None
+            cron.save()
+        Cron.run(DB_NAME)
         with self.transaction(readonly=True):
             return [
                 (e.message, e.description)
@@ -65,7 +67,8 @@ class CopyTestCase(RPCTestCase):
         self.queue()
         self.send_all()
         with self.transaction(readonly=True):
-            self.assertEqual(self.stored(), [(identity.current(),)])
+            current = identity.current()
+        self.assertEqual(self.stored(), [(current,)])
         self.queue()
         self.send_all()
         self.assertEqual(len(self.server.received), 2)
@@ -224,7 +227,9 @@ class RedirectTestCase(QueueTestCase):
             received.data,
             b'X-Original-To: a@example.com,\r\n b@example.com,\r\n'
             b' c@example.com\r\n' + self.read(id_, 'msg'))
-        self.assertTrue(self.read(id_, 'msg').startswith(MESSAGE[:8]))
+        self.assertNotIn(b'X-Original-To', self.read(id_, 'msg'))
+        self.assertEqual(
+            self.read(id_, 'to_addrs'), ', '.join(self.recipients))
         self.assertEqual(self.read(id_, 'state', 'refused'), ['sent', None])
 
     def test_refused(self):
