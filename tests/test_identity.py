@@ -329,6 +329,10 @@ class PostgreSQLTestCase(ProcessTestCase):
                 self.restore(
                     self.dumped(postgresql, DB_NAME), other, DB_NAME)
                 self.assertEqual(self.resend(other, DB_NAME), ['outbox'])
+            self.psql(
+                postgresql, 'template1',
+                f'ALTER DATABASE {DB_NAME} RENAME TO renamed')
+            self.assertEqual(self.resend(postgresql, 'renamed'), ['outbox'])
         self.assertEqual(len(self.server.received), 4)
 
     def test_forbidden(self):
