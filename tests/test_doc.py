@@ -21,8 +21,9 @@ README, DOC = ROOT / 'README.rst', ROOT / 'doc'
 OPTION = {
     README: r'^``(\w+)`` +(?:``(\w+)``)? ',
     DOC / 'configuration.rst':
-        r'^``(\w+)``\n=+\n(?:(?!\n=+\n).|\n)*?'
-        r'default value is(?:: ``(\w+)``| empty)',
+        # Not over the next heading
+        r'^``(\w+)``\n=+\n(?:(?!=).*\n)*?'
+        r'.*default value is(?:: ``(\w+)``| empty)',
     }
 # Those that a sender does not know
 OTHER_OPTIONS = {'capture': 'False'}

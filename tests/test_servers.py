@@ -36,7 +36,6 @@ class ServersTestCase(QueueTestCase):
         self.marketing = self.enter_here(Server())
         self.enter_here(configured(uri_marketing=self.marketing.uri))
         self.addCleanup(self.server.script.clear)
-        self.addCleanup(sender._troubled_at.clear)
         self.addCleanup(self.wait_for_drains)
 
     def enter_here(self, context):

@@ -20,7 +20,7 @@ from trytond.sendmail import send_message_transactional
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import sender, sendmail
+from .. import sendmail
 from ..store import Store
 from .test_sendmail import message
 from .tools import MESSAGE, QueueTestCase, configured
@@ -104,7 +104,6 @@ class PushTestCase(WorkerTestCase):
         self.queue_many(1)
         self.server.script['greeting'] = '554 5.3.2 no'
         self.addCleanup(self.server.script.clear)
-        self.addCleanup(sender._troubled_at.clear)
         sessions = self.server.sessions
         for _ in range(100):
             with self.transaction():

@@ -9,6 +9,7 @@ from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME, activate_module
 from trytond.transaction import Transaction
 
+from .. import sender
 from .smtpd import Server
 
 MESSAGE = b'Subject: Test\r\n\r\nHello\r\n'
@@ -64,6 +65,8 @@ class QueueTestCase(unittest.TestCase):
         self.addCleanup(self.clear)
 
     def clear(self):
+        # What this process has met before
+        sender._troubled_at.clear()
         with self.transaction():
             cursor = Transaction().connection.cursor()
             for table in [
