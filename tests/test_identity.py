@@ -48,13 +48,9 @@ class CopyTestCase(RPCTestCase):
             cursor.execute('SELECT identity FROM email_queue_identity')
             return cursor.fetchall()
 
-    def run_cron(self):
-        with self.transaction():
-            Cron = Pool().get('ir.cron')
-            cron, = Cron.search([('method', '=', 'email.queue|send_all')])
-            cron.next_call = None
-            cron.save()
-        Cron.run(DB_NAME)
+    def errors(self):
+        "Return what the administrator sees after another run"
+        self.run_cron()
         with self.transaction(readonly=True):
             return [
                 (e.message, e.description)
@@ -85,10 +81,10 @@ class CopyTestCase(RPCTestCase):
         self.move()
         id_ = self.queue()
         with self.assertLogs(SENDER.replace('sender', 'identity')) as logs:
-            errors = self.run_cron()
+            errors = self.errors()
         self.assertIn('1 emails wait', logs.output[0])
         self.queue()
-        self.assertEqual(self.run_cron(), errors)
+        self.assertEqual(self.errors(), errors)
         (text, description), = errors
         self.assertIn("looks like a copy", text)
         self.assertIn("Copy of the Database", description)

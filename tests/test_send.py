@@ -371,16 +371,6 @@ class SendOneTestCase(QueueTestCase):
 class TroubleTestCase(QueueTestCase):
     "Trouble with the server, through the scheduled job"
 
-    def run_cron(self):
-        with self.transaction():
-            Cron = Pool().get('ir.cron')
-            cron, = Cron.search([('method', '=', 'email.queue|send_all')])
-            Cron.write(Cron.search([('id', '!=', cron.id)]),
-                {'active': False})
-            cron.next_call = None
-            cron.save()
-        Pool(DB_NAME).get('ir.cron').run(DB_NAME)
-
     def errors(self):
         with self.transaction(readonly=True):
             Error = Pool().get('ir.error')

@@ -13,7 +13,6 @@ from unittest.mock import patch
 
 from trytond import backend
 from trytond.pool import Pool
-from trytond.tests.test_tryton import DB_NAME
 
 from .. import policy, sender
 from ..exceptions import EmailQueueError
@@ -65,16 +64,6 @@ class ServersTestCase(QueueTestCase):
         with self.transaction(readonly=True):
             Error = Pool().get('ir.error')
             return sorted(e.message for e in Error.search([]))
-
-    def run_cron(self):
-        with self.transaction():
-            Cron = Pool().get('ir.cron')
-            cron, = Cron.search([('method', '=', 'email.queue|send_all')])
-            Cron.write(Cron.search([('id', '!=', cron.id)]),
-                {'active': False})
-            cron.next_call = None
-            cron.save()
-        Pool(DB_NAME).get('ir.cron').run(DB_NAME)
 
 
 class QueueingTestCase(ServersTestCase):

@@ -105,3 +105,14 @@ class QueueTestCase(unittest.TestCase):
     def send_all(self):
         with self.transaction():
             Pool().get('email.queue').send_all()
+
+    def run_cron(self):
+        "Have the scheduler run the job that sends, and no other"
+        with self.transaction():
+            Cron = Pool().get('ir.cron')
+            cron, = Cron.search([('method', '=', 'email.queue|send_all')])
+            Cron.write(Cron.search([('id', '!=', cron.id)]),
+                {'active': False})
+            cron.next_call = None
+            cron.save()
+        Pool(DB_NAME).get('ir.cron').run(DB_NAME)
