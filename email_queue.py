@@ -21,8 +21,7 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView, Wizard
 
-from . import (
-    files, identity, message, notification, policy, sender, smtp)
+from . import files, identity, message, notification, policy, sender, smtp
 from .exceptions import EmailQueueError, UncertainWarning
 from .retention import Retention
 from .store import forget

@@ -6,6 +6,7 @@ import json
 import logging
 from contextlib import contextmanager
 from email.message import EmailMessage
+from operator import itemgetter
 from xml.etree import ElementTree
 
 from trytond import backend
@@ -302,8 +303,9 @@ class ClientTestCase(RPCTestCase):
         msg.add_attachment(b'x', maintype='image', subtype='png')
         ids = [self.queue(msg=msg), self.queue(msg=b'')]
         names = ['headers', 'text', 'html', 'attachments', 'msg', 'size']
-        email, empty = self.postmaster.queue(
-            'read', ids, names, context={'email.queue.msg': 'size'})
+        email, empty = sorted(self.postmaster.queue(
+                'read', ids, names, context={'email.queue.msg': 'size'}),
+            key=itemgetter('id'))
         self.assertEqual(email['msg'], email['size'])
         self.assertIn("\nSubject: Größe", email['headers'])
         self.assertEqual(email['text'], "Hello")
