@@ -8,7 +8,6 @@ from email.message import EmailMessage
 
 from sql import Column, Null
 from sql.conditionals import Coalesce
-from sql.functions import CurrentTimestamp
 
 import trytond.config as config
 from trytond.i18n import gettext
@@ -24,7 +23,7 @@ from trytond.wizard import Button, StateAction, StateView, Wizard
 from . import files, identity, message, notification, policy, sender, smtp
 from .exceptions import EmailQueueError, UncertainWarning
 from .retention import Retention
-from .store import forget
+from .store import forget, utc_now
 
 logger = logging.getLogger(__name__)
 
@@ -568,7 +567,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                         'message_id': message_id,
                         # Not by another one after Retry
                         'server': message.printable(str(server or '')) or None,
-                        'scheduled_at': CurrentTimestamp(),
+                        'scheduled_at': utc_now(),
                         'state': 'failed',
                         'error': error.message,
                         'sensitive': bool(sensitive),
@@ -612,7 +611,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             'priority': PRIORITIES[priority],
             'server': server,
             # A worker must find it at the commit, by the clock of the database
-            'scheduled_at': scheduled_at or CurrentTimestamp(),
+            'scheduled_at': scheduled_at or utc_now(),
             'expires_at': expires_at,
             'sensitive': bool(sensitive),
             }
@@ -683,7 +682,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def send_now(cls, emails):
         cls._move(emails, {'outbox'}, {
                 'priority': PRIORITIES['urgent'],
-                'scheduled_at': CurrentTimestamp(),
+                'scheduled_at': utc_now(),
                 })
         cls._push(emails)
 
@@ -698,7 +697,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 'crashes': 0,
                 'first_attempt': None,
                 'uncertain': False,
-                'scheduled_at': CurrentTimestamp(),
+                'scheduled_at': utc_now(),
                 'expires_at': None,
                 'refused': None,
                 'error': None,
@@ -746,7 +745,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         t = cls.__table__()
         values = {
             **values,
-            'write_date': CurrentTimestamp(),
+            'write_date': utc_now(),
             'write_uid': transaction.user,
             }
         for email in emails:

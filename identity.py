@@ -9,7 +9,6 @@ import logging
 
 from sql import Null
 from sql.aggregate import Count
-from sql.functions import CurrentTimestamp
 
 from trytond import backend
 from trytond.i18n import gettext
@@ -20,7 +19,7 @@ from trytond.wizard import Button, StateTransition, StateView, Wizard
 
 from .exceptions import EmailQueueError
 from .policy import Settings
-from .store import forget
+from .store import forget, utc_now
 
 __all__ = [
     'check', 'current', 'is_copy', 'may_send', 'notice', 'remember']
@@ -196,6 +195,6 @@ def _cancel():
     cursor = transaction.connection.cursor()
     cursor.execute(*t.update(
             [t.state, t.sender, t.write_date, t.write_uid],
-            ['cancelled', Null, CurrentTimestamp(), transaction.user],
+            ['cancelled', Null, utc_now(), transaction.user],
             where=t.state.in_(WAITING)))
     forget(transaction)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from sql import Column, Literal, Null, Select, Window, With
 from sql.aggregate import Min, Sum
 from sql.conditionals import Case
-from sql.functions import CurrentTimestamp, Function
+from sql.functions import AtTimeZone, CurrentTimestamp, Function
 
 from trytond import backend
 from trytond.model import fields
@@ -26,7 +26,7 @@ from trytond.transaction import Transaction
 
 from . import files, message
 
-__all__ = ['Row', 'Store', 'forget', 'slots']
+__all__ = ['Row', 'Store', 'forget', 'slots', 'utc_now']
 logger = logging.getLogger(__name__)
 
 # The first of the two integers of the module's advisory locks
@@ -110,6 +110,17 @@ def slots(server, count):
             slot = NAMED_SLOTS + zlib.crc32(
                 f'{server} {slot}'.encode('utf-8')) % NAMED_SLOTS
         yield slot
+
+
+def utc_now():
+    """Return the time of the clock of the database, as naive UTC.
+
+    The one of trytond is in the time zone of the server on PostgreSQL, and
+    stands still during a transaction on SQLite.
+    """
+    if backend.name == 'postgresql':
+        return AtTimeZone(CurrentTimestamp(), 'UTC')
+    return dt.datetime.now()
 
 
 class TryLock(Function):
@@ -208,7 +219,7 @@ class Store:
         else:
             t = self.Model.__table__()
             self._execute(t.update(
-                    [t.write_date], [CurrentTimestamp()],
+                    [t.write_date], [utc_now()],
                     where=(t.state == 'sending') & (t.sender == self.number)))
 
     def recover(self):
@@ -237,7 +248,7 @@ class Store:
                     Case((failed, 'failed'), else_='outbox'),
                     crashes,
                     Case((failed, "its senders died"), else_=t.error),
-                    CurrentTimestamp(),
+                    utc_now(),
                     ],
                 where=where))
         if cursor.rowcount:
@@ -303,7 +314,7 @@ class Store:
         return (
             (t.state == 'outbox')
             & (t.server == self.server)
-            & (t.scheduled_at <= CurrentTimestamp()))
+            & (t.scheduled_at <= utc_now()))
 
     def _claim(self, t, where, limit, size=1):
         # IS NULL is no constant to PostgreSQL: without the server it sorts
@@ -323,7 +334,7 @@ class Store:
         fitting = f.select(f.id, where=f.before < size)
         t = self.Model.__table__()
         columns = [t.state, t.sender, t.write_date]
-        values = ['sending', self.number, CurrentTimestamp()]
+        values = ['sending', self.number, utc_now()]
         row = [Column(t, name) for name in Row._fields]
         if self.database.has_returning():
             cursor = self._execute(t.update(
@@ -370,7 +381,7 @@ class Store:
         "Show words as the error of the rows that wait for a server"
         t = self.Model.__table__()
         self._execute(t.update(
-                [t.error, t.write_date], [words, CurrentTimestamp()],
+                [t.error, t.write_date], [words, utc_now()],
                 where=(t.state == 'outbox') & (t.server == server)
                 & ((t.error == Null) | (t.error != words))))
         forget(Transaction())
@@ -381,7 +392,7 @@ class Store:
         t = self.Model.__table__()
         return t.update(
             [Column(t, name) for name in names] + [t.sender, t.write_date],
-            [*values, None, CurrentTimestamp()],
+            [*values, None, utc_now()],
             where=fields.SQL_OPERATORS['in'](t.id, ids)
             & (t.state == 'sending') & (t.sender == self.number))
 
