@@ -410,7 +410,7 @@ class Store:
         values = [
             tuple(getattr(r, n) for n in Row.recorded) for r in rows]
         cursor = self.connection.cursor()
-        # They are one transaction
+        # In one transaction where psycopg pipelines them
         cursor.executemany(str(self._update(Row.recorded, values[0], [0])), [
                 self._update(Row.recorded, v, [r.id]).params
                 for r, v in zip(rows, values)])

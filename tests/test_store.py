@@ -3,6 +3,7 @@
 """The rows as a sender sees them: slots, claims and records by SQL."""
 import datetime as dt
 import time
+import unittest
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -14,7 +15,7 @@ from trytond.transaction import Transaction
 
 from .. import store
 from ..store import Store
-from .tools import QueueTestCase
+from .tools import MESSAGE, QueueTestCase
 
 has_locks = backend.name != 'sqlite'
 MUCH = 10 ** 9
@@ -23,6 +24,16 @@ LAST_ID = 2 ** 31 - 1
 
 
 class StoreTestCase(QueueTestCase):
+
+    @contextmanager
+    def transaction(self, user=0, **options):
+        "A transaction, also beside the one of a store"
+        if Transaction().connection:
+            with Transaction().new_transaction(**options) as transaction:
+                yield transaction
+        else:
+            with super().transaction(user, **options) as transaction:
+                yield transaction
 
     @contextmanager
     def store(self, number=None):
@@ -130,6 +141,212 @@ class ClockTestCase(StoreTestCase):
             f'SELECT write_date FROM email_queue WHERE id = {id_}')
         (write_date,), = cursor.fetchall()
         return write_date
+
+
+class SlotTestCase(StoreTestCase):
+    "Who holds what, and what becomes of what the dead held"
+
+    def sending(self, sender):
+        id_ = self.queue()
+        self.update(
+            id_, state='sending', sender=sender,
+            write_date=dt.datetime.now() - dt.timedelta(hours=1))
+        return id_
+
+    @unittest.skipUnless(has_locks, "it has one slot")
+    def test_take(self):
+        with self.store(1) as first, self.store() as second:
+            self.assertFalse(second.take([1]))
+            self.assertIsNone(second.number)
+            self.assertTrue(second.take([1, 2, 3]))
+            self.assertEqual(second.number, 2)
+            first.give_back()
+            self.assertEqual(first.take([1]), True)
+            second.give_back()
+
+    def test_last_id(self):
+        "Test that the slot of send is there for any id"
+        for number in [-1, -LAST_ID, 2 ** 30, LAST_ID]:
+            with self.subTest(number), self.store(number) as store:
+                if has_locks:
+                    self.assertEqual(store.number, number)
+
+    @unittest.skipUnless(has_locks, "age tells who is dead")
+    def test_recover(self):
+        "Test that what the living hold is theirs, however long"
+        mine, living, dead = map(self.sending, [1, 2, 3])
+        by_send, by_dead_send = self.sending(-4), self.sending(-5)
+        ended = self.queue()
+        self.update(ended, state='sent', sender=3)
+        with self.store(2), self.store(-4), self.store(1) as store:
+            store.recover()
+            self.assertEqual(store.number, 1)
+        for id_ in [mine, dead, by_dead_send]:
+            self.assertEqual(
+                self.read(id_, 'state', 'crashes', 'attempts'),
+                ['outbox', 1, 0])
+        for id_ in [living, by_send]:
+            self.assertEqual(
+                self.read(id_, 'state', 'crashes'), ['sending', 0])
+        self.assertEqual(self.read(ended, 'state', 'crashes'), ['sent', 0])
+        # The locks are given back
+        with self.store(3), self.store(-5):
+            pass
+
+    @unittest.skipIf(has_locks, "locks tell who is dead")
+    def test_recover_by_age(self):
+        old, young = self.sending(1), self.sending(1)
+        self.update(young, write_date=dt.datetime.now())
+        with self.store() as store:
+            # Somebody is at it
+            self.assertFalse(store.take([1]))
+            store.number = 2
+            store.recover()
+        self.assertEqual(self.read(old, 'state', 'crashes'), ['outbox', 1])
+        self.assertEqual(self.read(young, 'state', 'crashes'), ['sending', 0])
+
+    def test_record_what_is_not_mine(self):
+        "Test that a sender that was taken for dead changes nothing"
+        for state, sender in [
+                ('sending', 2), ('sending', None), ('outbox', None),
+                ('sent', None), ('cancelled', None), ('failed', None)]:
+            with self.subTest(state, sender=sender):
+                self.clear()
+                lost, mine = self.queue(), self.queue()
+                with self.store(1) as store:
+                    first, second = store.claim(10, MUCH)
+                    self.update(lost, state=state, sender=sender)
+                    for row in [
+                            first._replace(state='sent'),
+                            first._replace(state='outbox', error="later")]:
+                        with self.assertLogs(level='WARNING') as logs:
+                            store.record([row])
+                        self.assertIn(str(lost), logs.output[0])
+                    store.record([second._replace(state='sent')])
+                self.assertEqual(
+                    self.read(lost, 'state', 'sender', 'error'),
+                    [state, sender, None])
+                self.assertEqual(self.read(mine, 'state'), 'sent')
+
+    @unittest.skipUnless(has_locks, "each is a transaction of its own")
+    def test_record_at_once(self):
+        "Test that rows of different outcomes are recorded all or none"
+        self.queue(), self.queue()
+        with self.store(1) as store:
+            rows = [
+                row._replace(state='outbox', error=f"{row.id} is late")
+                for row in store.claim(10, MUCH)]
+            rows[-1] = rows[-1]._replace(attempts=2 ** 40)
+            with self.assertRaisesRegex(Exception, 'out of range'):
+                store.record(rows)
+        for row in rows:
+            self.assertEqual(
+                self.read(row.id, 'state', 'error'), ['sending', None])
+
+
+class ClaimTestCase(StoreTestCase):
+    "Which rows are claimed"
+
+    def claim(self, store, *args):
+        return [row.id for row in store.claim(*args)]
+
+    def test_limit(self):
+        ids = [self.queue() for _ in range(5)]
+        with self.store(1) as store:
+            self.assertEqual(self.claim(store, 2, MUCH), ids[:2])
+            self.assertEqual(self.claim(store, 2, MUCH), ids[2:4])
+            self.assertEqual(self.claim(store, 2, MUCH), ids[4:])
+            self.assertEqual(self.claim(store, 2, MUCH), [])
+
+    def test_size(self):
+        "Test that bytes are a bound, which one message alone may pass"
+        bulk = [
+            self.queue(msg=MESSAGE + b'x' * 1000, priority='bulk')
+            for _ in range(4)]
+        normal = self.queue(msg=MESSAGE + b'x' * 1000)
+        with self.store(1) as store:
+            self.assertEqual(self.claim(store, 9, 0), [])
+            self.assertEqual(self.claim(store, 9, -1), [])
+            self.assertEqual(self.claim(store, 9, 1), [normal])
+            # Two are more than that
+            self.assertEqual(self.claim(store, 9, 1500), bulk[:2])
+            self.assertEqual(self.claim(store, 9, MUCH), bulk[2:])
+
+    def test_place(self):
+        "Test that claims go on, and begin again"
+        ids = [self.queue() for _ in range(4)]
+        with self.store(1) as store_:
+            self.assertEqual(self.claim(store_, 2, MUCH), ids[:2])
+            first, = self.claim(store_, 1, MUCH)
+            self.assertEqual(first, ids[2])
+            # Before the place
+            earlier = self.queue(scheduled_at=-dt.timedelta(hours=1))
+            urgent = self.queue(priority='urgent')
+            self.assertEqual(self.claim(store_, 2, MUCH), [urgent, ids[3]])
+            # That was all from there on
+            self.assertEqual(self.claim(store_, 1, MUCH), [])
+            self.assertEqual(self.claim(store_, 1, MUCH), [earlier])
+
+    def test_place_after_a_while(self):
+        "Test that what was queued before the place waits no longer"
+        ids = [self.queue() for _ in range(4)]
+        with self.store(1) as store_:
+            self.assertEqual(self.claim(store_, 1, MUCH), ids[:1])
+            earlier = self.queue(scheduled_at=-dt.timedelta(hours=1))
+            self.assertEqual(self.claim(store_, 1, MUCH), ids[1:2])
+            with patch.object(store, 'RESTART_SECONDS', -1):
+                self.assertEqual(self.claim(store_, 1, MUCH), [earlier])
+
+    def test_same_time(self):
+        now = dt.datetime.now()
+        ids = [self.queue(scheduled_at=now) for _ in range(5)]
+        with self.store(1) as store:
+            for id_ in ids:
+                self.assertEqual(self.claim(store, 1, MUCH), [id_])
+
+    def test_crashed(self):
+        "Test that what its senders died with is claimed by itself"
+        killers = [self.queue(), self.queue()]
+        self.write(*killers, crashes=3)
+        innocent = self.queue()
+        self.write(innocent, crashes=2)
+        with self.store(1) as store:
+            self.assertEqual(self.claim(store, 10, MUCH), [innocent])
+            self.assertFalse(store.has_due())
+            for id_ in killers:
+                row, = store.claim_alone()
+                self.assertEqual(row.id, id_)
+            self.assertEqual(store.claim_alone(), [])
+
+    def test_values(self):
+        "Test that a claimed row is what was queued"
+        id_ = self.queue(
+            ['jane@example.com', 'john@example.com'], priority='urgent',
+            expires_at=dt.timedelta(days=1), mail_options=['RET=HDRS'],
+            rcpt_options=['NOTIFY=NEVER'])
+        names = [n for n in store.Row._fields if n != 'state']
+        expected = self.read(id_, *names)
+        with self.store(1) as store_:
+            row, = store_.claim(1, MUCH)
+            self.assertEqual(self.read(id_, 'state'), 'sending')
+        self.assertEqual(row.state, 'sending')
+        self.assertEqual(
+            [bytes(v) if n == 'msg' else v or None
+                for n, v in zip(names, (getattr(row, n) for n in names))],
+            [v or None for v in expected])
+
+    @unittest.skipUnless(has_locks, "there one writes at a time")
+    def test_locked(self):
+        "Test that a row that somebody else is at is passed"
+        locked, free = self.queue(), self.queue()
+        with self.transaction() as transaction:
+            transaction.connection.cursor().execute(
+                f'SELECT id FROM email_queue WHERE id = {locked} FOR UPDATE')
+            with Transaction().new_transaction(autocommit=True):
+                store = Store(Pool().get('email.queue'))
+                store.take([1])
+                self.assertEqual(self.claim(store, 10, MUCH), [free])
+                store.give_back()
 
 
 del QueueTestCase
