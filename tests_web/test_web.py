@@ -106,6 +106,52 @@ class WebTestCase(unittest.TestCase):
                 self.assertIn('no such user', browser.values['delivery_error'])
                 self.assertEqual(browser.errors, [])
 
+    def test_erase_address(self):
+        "Test what the documentation says of a legal request"
+        with Site() as site:
+            with site.transaction():
+                for to in ['alice', 'bob']:
+                    self.order(f'{to}@example.com')
+            with Browser(site.url) as browser:
+                browser.login()
+                browser.open_menu('Administration', 'Email Queue')
+                browser.select_row("alice@example.com")
+                browser.open_action("Erase Address")
+                browser.type('.modal [name=address]', 'alice@example.com')
+                browser.click('.modal button', "Erase")
+                browser.wait_for(deleted='1', changed='0', busy='0')
+                browser.click('.modal button', "Close")
+                browser.click('#reload')
+                browser.find('.nav-tabs a', "Outbox 1")
+                browser.find('.tree tbody .widget', "bob@example.com")
+                self.assertEqual(browser.errors, [])
+
+    def test_copy(self):
+        "Test what the documentation says of a copy of the database"
+        with Site() as site:
+            with site.transaction():
+                self.order('alice@example.com')
+            site.run_job()
+            with site.transaction() as transaction:
+                self.order('bob@example.com')
+                cursor = transaction.connection.cursor()
+                cursor.execute(
+                    "UPDATE email_queue_identity SET identity = 'original'")
+            site.run_job()
+            with Browser(site.url) as browser:
+                browser.login()
+                browser.open_menu('Administration', 'Email Queue')
+                browser.open_tab("Outbox")
+                browser.select_row("bob@example.com")
+                browser.open_action("Copy of the Database")
+                browser.wait_for(waiting='1', sent_from='original')
+                browser.click('.modal button', "Cancel Them")
+                browser.open_tab("Cancelled")
+                browser.find('.tree tbody .widget', "bob@example.com")
+                self.assertEqual(browser.errors, [])
+            site.run_job()
+            self.assertEqual(len(site.smtp.received), 1)
+
     def order(self, customer, user=None):
         msg = EmailMessage()
         msg['From'] = "The Shop <shop@example.com>"

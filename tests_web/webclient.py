@@ -301,6 +301,11 @@ class Browser:
         self.click('.dropdown-menu a', name)
         self.wait_until_idle()
 
+    def open_action(self, name):
+        self.click('#action')
+        self.click('.dropdown-menu a', name)
+        self.wait_until_idle()
+
     def select_row(self, text):
         def check():
             for row in self.elements('.tree tbody tr'):
