@@ -52,6 +52,7 @@ class Reader:
             [('state', '=', 'sent')], order=[('id', 'ASC')],
             offset=500, limit=1)
         self.message_id, self.to_addrs = email.message_id, email.to_addrs
+        self.resource = str(email.resource)
 
     def _search_read(self, domain):
         rows = self.EmailQueue.search_read(
@@ -72,7 +73,7 @@ class Reader:
         assert self._search_read([('message_id', '=', self.message_id)])
 
     def record(self):
-        assert len(self._search_read([('resource', '=', 'res.user,1')])) == 1
+        assert self._search_read([('resource', '=', self.resource)])
 
     def text(self):
         assert self._search_read([('rec_name', 'ilike', f'%{self.to_addrs}%')])
