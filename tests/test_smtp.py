@@ -1240,6 +1240,8 @@ class OpeningTestCase(ServerTestCase):
                 client = self.client(
                     f'{scheme}://127.0.0.1:{server.port}', timeout=IMPATIENT)
                 self.assertTrouble(client.deliver(mail()), '')
+        # It may still be at what it took for commands
+        server.stop()
         server.violations.clear()
 
     def test_starttls_refused(self):
@@ -1334,6 +1336,7 @@ class OpeningTestCase(ServerTestCase):
                         self.assertNotIn(SECRET, server_name(uri))
                     self.assertNotIn(SECRET, records.text)
         # Where the server is spoken to by mistake
+        server.stop()
         server.violations.clear()
 
 
