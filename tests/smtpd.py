@@ -237,9 +237,10 @@ class Connection(asyncio.Protocol):
 
     async def more(self):
         "Wait for more input, with all replies sent"
+        # Some may arrive while the client takes its time over the replies
+        size = len(self.input)
         await self.flush()
         self.waited = True
-        size = len(self.input)
         if self.server.slow_read:
             await asyncio.sleep(self.server.slow_read)
         self.transport.resume_reading()
