@@ -35,6 +35,7 @@ NAMED_SLOTS = 2 ** 30
 BEAT_SECONDS = 1
 # Either end of the connection notices within a minute that the other is gone
 KEEPALIVE = {'idle': 20, 'interval': 10, 'count': 4}
+UNANSWERED_SECONDS = 60
 RESTART_SECONDS = 2
 # Without locks a row is orphaned when its sender has not touched it so long
 ORPHANED_SECONDS = 60
@@ -476,6 +477,10 @@ def _keep_alive(connection):
     cursor = connection.cursor()
     for name, seconds in KEEPALIVE.items():
         cursor.execute(f'SET tcp_keepalives_{name} = {seconds}')
+    # No probe is sent while an answer is on its way: PostgreSQL 12 and later
+    cursor.execute(
+        "SELECT set_config(name, %s, false) FROM pg_settings "
+        "WHERE name = 'tcp_user_timeout'", [f'{UNANSWERED_SECONDS}s'])
     with socket.socket(fileno=os.dup(connection.fileno())) as sock:
         if sock.family == socket.AF_UNIX:
             return

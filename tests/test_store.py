@@ -2,6 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """The rows as a sender sees them: slots, claims and records by SQL."""
 import datetime as dt
+import os
+import socket
 import time
 import unittest
 from contextlib import contextmanager
@@ -163,6 +165,30 @@ class SlotTestCase(StoreTestCase):
             first.give_back()
             self.assertEqual(first.take([1]), True)
             second.give_back()
+
+    @unittest.skipUnless(has_locks, "it has no connection to lose")
+    def test_keepalive(self):
+        "Test that both ends notice within a minute that the other is gone"
+        with self.store() as store:
+            cursor = store.connection.cursor()
+            for name, value in [
+                    ('tcp_keepalives_idle', '20'),
+                    ('tcp_keepalives_interval', '10'),
+                    ('tcp_keepalives_count', '4'),
+                    ('tcp_user_timeout', '60000'),
+                    ]:
+                cursor.execute(f'SHOW {name}')
+                self.assertEqual(cursor.fetchone(), (value,), name)
+            sock = socket.socket(fileno=os.dup(store.connection.fileno()))
+            with sock:
+                for level, option, value in [
+                        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
+                        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+                        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+                        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20000),
+                        ]:
+                    self.assertEqual(sock.getsockopt(level, option), value)
 
     def test_last_id(self):
         "Test that the slot of send is there for any id"
