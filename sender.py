@@ -548,7 +548,7 @@ def _record_again(sender):
     "Record what the connection was lost for, if nobody has taken the slot"
     with _own_transaction():
         store = Store(sender.store.Model)
-        if store.take([sender.number]):
+        if store.take_again(sender.number):
             store.record(sender.unrecorded)
             store.give_back()
 

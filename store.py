@@ -166,7 +166,7 @@ class Store:
             _keep_alive(self.connection)
         else:
             self.connection.execute(
-                f'PRAGMA busy_timeout = {BUSY_SECONDS * 1000}')
+                f'PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}')
 
     def _execute(self, query):
         cursor = self.connection.cursor()
@@ -183,6 +183,14 @@ class Store:
         elif not self._others():
             self.number = random.getrandbits(31)
         return self.number is not None
+
+    def take_again(self, number):
+        "Take the slot of a connection that is lost, if it is still free"
+        if self.has_locks:
+            return self.take([number])
+        # Nobody else has drawn the same
+        self.number = number
+        return True
 
     def give_back(self):
         if self.has_locks:

@@ -19,10 +19,15 @@ from trytond.transaction import Transaction
 
 from .. import sender, store
 
+# Whoever sends to it dies
+KILLER = 'killer@example.com'
 
-def main(database, orphaned=None):
-    if orphaned:
-        store.ORPHANED_SECONDS = float(orphaned)
+
+def main(database, orphaned, busy=None):
+    store.ORPHANED_SECONDS = float(orphaned)
+    if busy:
+        store.BUSY_SECONDS = float(busy)
+    sender._deliver = deadly(sender._deliver)
     Pool.start()
     with Transaction().start(database, 0, readonly=True):
         Pool(database).init()
@@ -50,6 +55,15 @@ def send(database):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         tell('ended', os.getpid(), count.sent, peak)
         os._exit(0)
+
+
+def deadly(deliver):
+    def deliver_or_die(client, row, *args):
+        if row.to_addrs == KILLER:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return deliver(client, row, *args)
+
+    return deliver_or_die
 
 
 class Counter(logging.Handler):

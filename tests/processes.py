@@ -1,6 +1,7 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """What the tests of senders in processes of their own have in common."""
+import datetime as dt
 import os
 import sqlite3
 import subprocess
@@ -9,6 +10,8 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+
+from sql import Table
 
 import trytond.config as config
 from trytond import backend
@@ -24,10 +27,11 @@ ORPHANED_SECONDS = 3
 class Senders:
     """A program that forks senders.
 
+    :param busy: the seconds that they wait for a locked database.
     :param options: of the section email_queue of the configuration.
     """
 
-    def __init__(self, database, uri=None, **options):
+    def __init__(self, database, uri=None, busy='', **options):
         self.environ = {**os.environ, 'TRYTOND_EMAIL__URI': config.get(
                 'email', 'uri')}
         if uri:
@@ -35,6 +39,7 @@ class Senders:
         for name, value in options.items():
             self.environ[f'TRYTOND_EMAIL_QUEUE__{name.upper()}'] = str(value)
         self.database = database
+        self.busy = str(busy)
         self.sent, self.memory = {}, {}
         self._started = []
         self._changed = threading.Condition()
@@ -43,7 +48,7 @@ class Senders:
         self.process = subprocess.Popen([
                 sys.executable, '-m',
                 'trytond.modules.email_queue.tests.drain',
-                self.database, str(ORPHANED_SECONDS)],
+                self.database, str(ORPHANED_SECONDS), self.busy],
             env=self.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, bufsize=1)
         assert self.process.stdout.readline() == 'ready\n'
@@ -78,6 +83,14 @@ class Senders:
         self._wait_for(lambda: set(pids) <= self.sent.keys())
         return [self.sent[p] for p in pids]
 
+    def end(self, pid, timeout=60):
+        "Wait until a sender is gone and return whether it was not killed"
+        end = time.monotonic() + timeout
+        while Path(f'/proc/{pid}').exists():
+            assert time.monotonic() < end
+            time.sleep(.01)
+        return pid in self.sent
+
     def _wait_for(self, condition, timeout=240):
         with self._changed:
             assert self._changed.wait_for(condition, timeout)
@@ -98,8 +111,12 @@ class ProcessTestCase(QueueTestCase):
         if backend.name == 'sqlite':
             self.copy()
 
+    @property
+    def path(self):
+        return Path(config.get('database', 'path'), f'{self.database}.sqlite')
+
     def copy(self):
-        path = Path(config.get('database', 'path'), f'{self.database}.sqlite')
+        path = self.path
         for suffix in ['', '-wal', '-shm']:
             Path(f'{path}{suffix}').unlink(missing_ok=True)
         self.addCleanup(path.unlink)
@@ -117,6 +134,28 @@ class ProcessTestCase(QueueTestCase):
 
     def states(self):
         return Counter(s for s, in self.rows('state'))
+
+    def recovered(self):
+        "Let nobody wait for the time after which a row is orphaned"
+        if backend.name == 'sqlite':
+            t = Table('email_queue')
+            with Transaction().start(self.database, 0) as transaction:
+                transaction.connection.cursor().execute(*t.update(
+                        [t.write_date], [dt.datetime(2000, 1, 1)],
+                        where=t.state == 'sending'))
+
+    def unrecorded(self, start):
+        """Return how many that arrived are not recorded as sent.
+
+        :param start: the number of those that had arrived before.
+        """
+        # What the dead one had transmitted arrives nevertheless
+        self.server.wait_until(lambda: not self.server.open_sessions)
+        sent = {
+            message_id for message_id, state in self.rows(
+                'message_id', 'state') if state == 'sent'}
+        return sum(
+            m.message_id not in sent for m in self.server.received[start:])
 
     def drain(self, senders, timeout=120):
         "Start one sender after another until nothing waits"
