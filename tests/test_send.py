@@ -2,7 +2,12 @@
 # this repository contains the full copyright notices and license terms.
 """What becomes of the rows: the queue and a real server, one run at a time."""
 import datetime as dt
+import os
+import shutil
 import smtplib
+import tempfile
+import unittest
+from unittest.mock import patch
 
 from trytond.exceptions import UserError
 from trytond.pool import Pool
@@ -11,7 +16,7 @@ from trytond.transaction import Transaction
 
 from ..exceptions import EmailQueueError
 from ..smtp import SERVER
-from .smtpd import Server
+from .smtpd import Server, make_certificates
 from .tools import MESSAGE, QueueTestCase, configured
 
 # recipients, state, attempts, what is accepted, whose words are in the error
@@ -376,7 +381,8 @@ class TroubleTestCase(QueueTestCase):
             Error = Pool().get('ir.error')
             return [(e.state, e.message) for e in Error.search([])]
 
-    def troubled(self, heal, words, count=12):
+    def troubled(self, heal, words, count=12, server=None):
+        server = server or self.server
         ids = [self.queue(f'r{i}@example.com') for i in range(count)]
         for _ in range(4):
             self.write(*ids, scheduled_at=dt.datetime.now())
@@ -392,7 +398,7 @@ class TroubleTestCase(QueueTestCase):
         self.write(*ids, scheduled_at=dt.datetime.now())
         self.run_cron()
         self.assertEqual({self.read(i, 'state') for i in ids}, {'sent'})
-        self.assertEqual(len(self.server.received), count)
+        self.assertEqual(len(server.received), count)
 
     def test_unreachable(self):
         self.server.stop()
@@ -413,6 +419,8 @@ class TroubleTestCase(QueueTestCase):
                 ({'rcpt': '554 5.7.1 Relay access denied'}, '554 5.7.1'),
                 ({'dot': '550 5.7.1 blocked'}, '550 5.7.1'),
                 ({'dot': '554 No thanks'}, 'No thanks'),
+                ({'rcpt': '451 4.7.1 Greylisted'}, '451 4.7.1 Greylisted'),
+                ({'data': 'close'}, 'closed'),
                 ]:
             with self.subTest(script=script):
                 self.clear()
@@ -453,6 +461,46 @@ class TroubleTestCase(QueueTestCase):
             with configured('email', uri=good):
                 self.run_cron()
             self.assertEqual(self.read(id_, 'state'), 'sent')
+
+    def test_login_fails_after_good_messages(self):
+        ids = [self.queue(f'r{i}@example.com') for i in range(105)]
+        with Server(
+                auth=('jane', 'secret'),
+                fail_after={100: {'auth': '535 5.7.8 no'}}) as server, \
+                configured('email', uri=server.uri), \
+                configured(connections=1, messages_per_connection=100):
+            for _ in range(4):
+                self.run_cron()
+                self.assertEqual(
+                    [self.read(i, 'state', 'attempts') for i in ids],
+                    [['sent', 1]] * 100 + [['outbox', 0]] * 5)
+            (_, message), = self.errors()
+            self.assertRegex(message, '535')
+            server.script.clear()
+            self.run_cron()
+            self.assertEqual({self.read(i, 'state') for i in ids}, {'sent'})
+            self.assertEqual(len(server.received), 105)
+
+    @unittest.skipUnless(shutil.which('openssl'), "it makes the certificates")
+    def test_certificate(self):
+        def heal():
+            server.stop()
+            server.certfile, server.keyfile = certificates.good
+            server.start()
+
+        with tempfile.TemporaryDirectory() as directory:
+            certificates = make_certificates(directory)
+            certfile, keyfile = certificates.expired
+            for tls in ['starttls', 'smtps']:
+                with self.subTest(tls=tls), \
+                        patch.dict(
+                            os.environ, SSL_CERT_FILE=certificates.ca), \
+                        Server(
+                            tls=tls, auth=('jane', 's3cr3t'),
+                            certfile=certfile, keyfile=keyfile) as server, \
+                        configured('email', uri=server.uri):
+                    self.clear()
+                    self.troubled(heal, "expired", server=server)
 
 
 del QueueTestCase
