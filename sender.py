@@ -34,6 +34,8 @@ FENCE_SECONDS = 30
 TROUBLED_SECONDS = 10
 # What a worker's task waits for servers, which go on without it
 TASK_SECONDS = 1
+# In a row without anything to claim, though something is due
+IDLE_RUNS = 2
 _troubled_at = {}
 ALIKE_DELAY = dt.timedelta(minutes=5)
 NOT_CONFIGURED = 'The server "{}" is not configured.'
@@ -67,7 +69,7 @@ class Sender:
         self._now = None
         self._recorded_at = 0
         self._alone_claimed = False
-        self._is_remembered = False
+        self.claimed = False
         self._counts = collections.Counter()
         self._started_at = time.monotonic()
         self._threads = [
@@ -76,9 +78,9 @@ class Sender:
 
     def drain(self):
         "Send what is due, until nothing is or the time is over"
-        for thread in self._threads:
-            thread.start()
         try:
+            for thread in self._threads:
+                thread.start()
             while self._replenish():
                 self._settle(self._arrived(wait=True))
                 self._record()
@@ -115,12 +117,13 @@ class Sender:
         return bool(self._held)
 
     def _hold(self, rows):
-        if rows and not self._is_remembered:
-            identity.remember()
-            self._is_remembered = True
         for row in rows:
             self._held[row.id] = row._replace(msg=None)
             self._work.put((row.place, row))
+        # Only now: were it to fail, the rows would be given back
+        if rows and not self.claimed:
+            self.claimed = True
+            identity.remember()
 
     def _arrived(self, wait=False):
         "Return the results that have come, after a while where there is none"
@@ -129,6 +132,7 @@ class Sender:
             try:
                 pairs.append(self._results.get(timeout=BEAT_SECONDS))
             except queue.Empty:
+                self._check_threads()
                 return pairs
             # Recording each by itself makes both sides wait for each other
             time.sleep(max(
@@ -136,6 +140,11 @@ class Sender:
         while not self._results.empty():
             pairs.append(self._results.get())
         return pairs
+
+    def _check_threads(self):
+        # What a dead one was at is recovered as of a dead sender
+        if not all(t.is_alive() for t in self._threads):
+            raise RuntimeError("a thread of the sender has died")
 
     def _settle(self, pairs):
         # What is recorded together has one time
@@ -281,7 +290,7 @@ def _deliver(client, row, redirect):
         outcome = smtp.Outcome()
         outcome.refuse(
             row.remaining or [row.to_addrs], 'mail',
-            f"{type(error).__name__}: {error}")
+            message.printable(f"{type(error).__name__}: {error}"))
         return outcome
 
 
@@ -481,12 +490,14 @@ class _Drain(threading.Thread):
 
 def _drain(Model, server, deadline):
     "Send the due emails of a server if a slot of it is free"
-    failed, more = [], True
+    failed, more, idle = [], True, 0
     try:
         settings = Settings.read(server)
-        while more:
+        # What is due may be locked by somebody who takes long
+        while more and idle < IDLE_RUNS:
             sender, more = _run(Model, server, settings, deadline)
             if sender:
+                idle = 0 if sender.claimed else idle + 1
                 failed += sender.failed
                 _check_trouble(sender)
     finally:
