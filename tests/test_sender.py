@@ -117,6 +117,21 @@ class EndTestCase(SenderTestCase):
             self.send_all()
         self.check(60)
 
+    def test_record_again(self):
+        "Test the same where the database did not answer for a while"
+        def failing(store, rows):
+            if len(self.server.received) >= 10 and len(failed) < 2:
+                failed.append(rows)
+                raise backend.DatabaseOperationalError("locked")
+            record(store, rows)
+
+        self.queue_many(60)
+        record, failed = Store.record, []
+        with patch.object(Store, 'record', failing), \
+                self.assertRaises(backend.DatabaseOperationalError):
+            self.send_all()
+        self.check(60)
+
     def test_thread(self):
         "Test that a run does not wait for a thread that is dead"
         def dying(client, row, redirect):
