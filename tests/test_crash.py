@@ -10,9 +10,13 @@ import time
 import unittest
 from collections import Counter
 from contextlib import closing
+from unittest.mock import patch
 
 from trytond import backend
+from trytond.pool import Pool
+from trytond.transaction import Transaction
 
+from .. import store
 from .drain import KILLER
 from .postgresql import PostgreSQL, bin_directory
 from .processes import ProcessTestCase, Senders
@@ -164,6 +168,24 @@ class LockedTestCase(ProcessTestCase):
 
     def test_while(self):
         self.lock(2)
+
+    def test_by_the_caller(self):
+        "Test that a run in a transaction that has written costs nothing"
+        self.queue_many(5)
+        pool = Pool(self.database)
+        with Transaction().start(self.database, 0, readonly=True):
+            pool.init()
+        self.addCleanup(Pool.stop, self.database)
+        with Transaction().start(self.database, 0) as transaction, \
+                patch.object(store, 'BUSY_SECONDS', .2):
+            transaction.connection.cursor().execute(
+                "UPDATE res_user SET name = name")
+            with self.assertRaises(backend.DatabaseOperationalError):
+                pool.get('email.queue').send_all()
+            transaction.rollback()
+        self.assertFalse(self.server.received)
+        self.assertEqual(
+            set(self.rows('state', 'attempts', 'crashes')), {('outbox', 0, 0)})
 
     def test_for_too_long(self):
         "Test that what was accepted meanwhile is recorded in the end"
