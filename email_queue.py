@@ -420,6 +420,21 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             ]
 
     @classmethod
+    def preprocess_values(cls, mode, values):
+        values = super().preprocess_values(mode, values)
+        if 'msg' in values:
+            values.update(cls.msg.values(cls, values['msg']))
+        return values
+
+    @classmethod
+    def write(cls, emails, values, *args):
+        actions = iter((emails, values, *args))
+        for emails_, values_ in zip(actions, actions):
+            if 'msg' in values_:
+                cls.msg.queue_for_removal(cls, 'msg', list(map(int, emails_)))
+        super().write(emails, values, *args)
+
+    @classmethod
     def check_modification(cls, mode, emails, values=None, external=False):
         super().check_modification(
             mode, emails, values=values, external=external)

@@ -56,20 +56,19 @@ class Message(fields.Binary):
             (table.sensitive, Null),
             else_=super().sql_column(tables, Model))
 
-    def set(self, Model, name, ids, value, *args):
-        t = Model.__table__()
-        cursor = Transaction().connection.cursor()
-        args = iter((ids, value) + args)
-        for ids, value in zip(args, args):
-            self.queue_for_removal(Model, name, ids)
-            file_id = None
-            if self.to_filestore and value is not None:
-                file_id, value = self.store(value), None
-                Transaction().join(_Written(Model)).put(file_id)
-            cursor.execute(*t.update(
-                    [Column(t, self.file_id), Column(t, name)],
-                    [file_id, self.sql_format(value)],
-                    where=fields.SQL_OPERATORS['in'](t.id, ids)))
+    @property
+    def set(self):
+        # The ORM does not find it: it is done with the other columns by
+        # values and queue_for_removal, and not by further statements
+        raise AttributeError('set')
+
+    def values(self, Model, data):
+        "Return the values of both columns for ``data``, stored where it is to"
+        file_id = None
+        if self.to_filestore and data is not None:
+            file_id, data = self.store(data), None
+            Transaction().join(_Written(Model)).put(file_id)
+        return {self.name: data, self.file_id: file_id}
 
     def store(self, data):
         "Write a file and return its id"

@@ -3,6 +3,7 @@
 """Messages in the filestore."""
 import datetime as dt
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
+from .test_client import statements
 from .tools import MESSAGE, QueueTestCase, configured
 
 
@@ -88,6 +90,16 @@ class StoreTestCase(FilestoreTestCase):
         mail, = self.server.received
         self.assertEqual(mail.data, data)
         self.assertEqual(self.read(id_, 'state', 'msg'), ['sent', data])
+
+    def test_one_statement(self):
+        "Test no other connection ever sees a row without its message"
+        for stored in [True, False]:
+            with self.subTest(to_filestore=stored), \
+                    self.to_filestore(stored), statements(self) as executed:
+                self.queue()
+            writing = [
+                s for s in executed if re.search('INSERT|UPDATE', s)]
+            self.assertEqual(len(writing), 1, writing)
 
     def test_mixed(self):
         "Test what was stored before is sent, whatever is configured now"
