@@ -111,8 +111,12 @@ class QueueTestCase(unittest.TestCase):
         with self.transaction():
             Cron = Pool().get('ir.cron')
             cron, = Cron.search([('method', '=', 'email.queue|send_all')])
-            Cron.write(Cron.search([('id', '!=', cron.id)]),
-                {'active': False})
+            others = Cron.search([('id', '!=', cron.id)])
+            Cron.write(others, {'active': False})
             cron.next_call = None
             cron.save()
-        Pool(DB_NAME).get('ir.cron').run(DB_NAME)
+        try:
+            Pool(DB_NAME).get('ir.cron').run(DB_NAME)
+        finally:
+            with self.transaction():
+                Cron.write(Cron.browse(others), {'active': True})
