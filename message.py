@@ -249,7 +249,8 @@ def _ascii_domain(domain):
 
 def split_addresses(text):
     "Return the list of addresses that are joined by commas in ``text``"
-    return [a.strip() for a in _address_part.findall(text or '') if a.strip()]
+    parts = map(str.strip, _address_part.findall(text or ''))
+    return list(filter(None, parts))
 
 
 def remaining(to_addrs, accepted, refused):
@@ -257,10 +258,13 @@ def remaining(to_addrs, accepted, refused):
 
     The arguments are the texts of a record.
     """
+    recipients = split_addresses(to_addrs)
+    if not (accepted or refused):
+        return recipients
     accepted = (accepted or '').split('\n')
     refused = (refused or '').split('\n')
     return [
-        a for a in split_addresses(to_addrs)
+        a for a in recipients
         if a not in accepted
         and not any(line.startswith(f'{a} ') for line in refused)]
 

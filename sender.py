@@ -44,9 +44,9 @@ NOT_CONFIGURED = 'The server "{}" is not configured.'
 class Sender:
     """A run that holds a slot.
 
-    The threads take rows from ``_work`` in the order of sending and put pairs
-    of row and outcome in ``_results``; the outcome is None where the row was
-    not handed over.
+    The threads take rows from ``_work``, until it is None, and put pairs of
+    the row's id and the outcome in ``_results``; the outcome is None where
+    the row was not handed over.
     """
 
     def __init__(self, store, settings, deadline):
@@ -59,7 +59,7 @@ class Sender:
         self._settings = settings
         self._deadline = deadline
         self._held = {}
-        self._work = queue.PriorityQueue()
+        self._work = queue.SimpleQueue()
         self._results = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._suspects = Suspects()
@@ -119,7 +119,7 @@ class Sender:
     def _hold(self, rows):
         for row in rows:
             self._held[row.id] = row._replace(msg=None)
-            self._work.put((row.place, row))
+            self._work.put(row)
         # Only now: were it to fail, the rows would be given back
         if rows and not self.claimed:
             self.claimed = True
@@ -134,9 +134,11 @@ class Sender:
             except queue.Empty:
                 self._check_threads()
                 return pairs
-            # Recording each by itself makes both sides wait for each other
-            time.sleep(max(
-                    self._recorded_at + RECORD_SECONDS - time.monotonic(), 0))
+            if self._results.qsize() + 1 < len(self._held):
+                # To record each by itself lets both sides wait for each other
+                time.sleep(max(
+                        self._recorded_at + RECORD_SECONDS - time.monotonic(),
+                        0))
         while not self._results.empty():
             pairs.append(self._results.get())
         return pairs
@@ -151,8 +153,8 @@ class Sender:
         self._now = dt.datetime.now()
         now = time.monotonic()
         self._pace.finished(len(pairs))
-        for row, outcome in pairs:
-            del self._held[row.id]
+        for id_, outcome in pairs:
+            row = self._held.pop(id_)
             if outcome and outcome.accepted:
                 self.accepted = True
                 self._patience.relieved()
@@ -200,16 +202,15 @@ class Sender:
         self._stopped_early = self._stopping.is_set()
         self._stopping.set()
         for _ in self._threads:
-            self._work.put(((), None))
+            self._work.put(None)
         for thread in self._threads:
             while thread.is_alive():
                 thread.join(BEAT_SECONDS)
                 self._beat()
         self._settle(self._arrived())
         while not self._work.empty():
-            _, row = self._work.get()
-            if row:
-                self._settle([(self._held[row.id], None)])
+            if row := self._work.get():
+                self._settle([(row.id, None)])
         if self._suspects.count >= ALIKE:
             self._accuse()
             self._stopped_early = True
@@ -238,11 +239,11 @@ class Sender:
     def _serve(self):
         client = _client(
             self.store.Model, self._settings, server_uri(self.store.server))
-        while (row := self._work.get()[1]) is not None:
+        while (row := self._work.get()) is not None:
             outcome = None
             if self._may_send(row):
                 outcome = _deliver(client, row, self._settings.redirect)
-            self._results.put((row._replace(msg=None), outcome))
+            self._results.put((row.id, outcome))
         client.close()
 
     def _may_send(self, row):

@@ -502,7 +502,7 @@ class _Session:
         if data.startswith(b'.'):
             data = b'.' + data
         # A dot that ends no line of its own would be waited for in vain
-        end = b'.\r\n' if data[-2:] in {b'', b'\r\n'} else b'\r\n.\r\n'
+        end = b'.\r\n' if data[-2:] in (b'', b'\r\n') else b'\r\n.\r\n'
         data = memoryview(data + end)
         reply = None
         for position in range(0, len(data), SLICE_SIZE):
@@ -577,7 +577,7 @@ class _Session:
             if not match:
                 raise _Lost(
                     f"not an answer: {_printable(line)}", silent=True)
-            if code not in {None, match[1]}:
+            if code and code != match[1]:
                 raise _Lost("an answer with two codes", silent=True)
             code, more, text = match.groups()
             lines.append(text or b'')
