@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Callable, NamedTuple
 
-from servers import Database, Program, Proxy, Sink, apart, smtp_sink
+from servers import Database, Program, Proxy, Sink, smtp_sink
 
 from trytond.modules.email_queue.tests.postgresql import (
     PostgreSQL, PostgreSQLError, bin_directory)
@@ -82,17 +82,17 @@ class Bench:
     def number(self, number):
         return number // 10 if self.quick else number
 
-    def loop(self, server, count, sink=None, processors=None):
+    def loop(self, server, count, sink=None):
         "Return the messages a second of the plain loop"
         with Program('loop.py', server.port, count, SMALL) as program:
             with arriving(sink or server, count):
-                program.go(processors)
+                program.go()
                 result = program.result()
         return count / (result['ended'] - result['started'])
 
     def drain(
             self, server, count, size=SMALL, sink=None, processes=1,
-            processors=None, **configuration):
+            **configuration):
         "Return the results of draining a queue of so many messages"
         configuration = {
             f'EMAIL_QUEUE__{name.upper()}': value
@@ -108,7 +108,7 @@ class Bench:
             self.database.settle()
             with arriving(sink or server, count):
                 for program in programs:
-                    program.go(processors)
+                    program.go()
                 results = [program.result() for program in programs]
         if self.database.count('sent') != count:
             raise Void(f"not all of {count} are recorded as sent")
@@ -149,11 +149,10 @@ class arriving:
 
 def drain_1(bench):
     count = bench.number(2000)
-    client, server = apart()
-    with Sink(server) as sink:
+    with Sink() as sink:
         return [(
-                bench.rate(sink, count, processors=client, connections=1),
-                bench.loop(sink, count, processors=client))]
+                bench.rate(sink, count, connections=1),
+                bench.loop(sink, count))]
 
 
 def drain_1_distant(bench):

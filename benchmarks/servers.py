@@ -18,7 +18,7 @@ from psycopg import sql
 
 from trytond.modules.email_queue.tests.postgresql import free_port
 
-__all__ = ['Database', 'Program', 'Proxy', 'Sink', 'apart', 'smtp_sink']
+__all__ = ['Database', 'Program', 'Proxy', 'Sink', 'smtp_sink']
 
 PROGRAMS = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
@@ -51,9 +51,7 @@ class Program:
         self.process.kill()
         self.process.communicate()
 
-    def go(self, processors=None):
-        if processors:
-            os.sched_setaffinity(self.process.pid, processors)
+    def go(self):
         self.process.stdin.write('\n')
         self.process.stdin.flush()
 
@@ -81,21 +79,10 @@ def smtp_sink():
     return shutil.which('smtp-sink', path=path)
 
 
-def apart():
-    """Return the processors of a client and those of its server.
-
-    The kernel likes to put two that talk on one processor, or not, and that
-    alone makes the one that waits more often two times faster.
-    """
-    *client, server = sorted(os.sched_getaffinity(0))
-    return client or [server], [server]
-
-
 class Sink:
     "An SMTP server that throws away what it gets and counts it"
 
-    def __init__(self, processors=None):
-        self._processors = processors
+    def __init__(self):
         self.port = free_port()
         self.uri = f'smtp://127.0.0.1:{self.port}'
         self._counters = tempfile.TemporaryFile()
@@ -105,8 +92,6 @@ class Sink:
         self._process = subprocess.Popen(
             [smtp_sink(), *user, '-c', f'127.0.0.1:{self.port}', '1000'],
             stdout=self._counters)
-        if self._processors:
-            os.sched_setaffinity(self._process.pid, self._processors)
         wait_for(self.port)
         return self
 
