@@ -52,7 +52,11 @@ class Reader:
             [('state', '=', 'sent')], order=[('id', 'ASC')],
             offset=500, limit=1)
         self.message_id, self.to_addrs = email.message_id, email.to_addrs
-        self.resource = str(email.resource)
+        # The ORM reads no reference to a record that is not there
+        cursor = Transaction().connection.cursor()
+        cursor.execute(
+            'SELECT resource FROM email_queue WHERE id = %s', [email.id])
+        self.resource, = cursor.fetchone()
 
     def _search_read(self, domain):
         rows = self.EmailQueue.search_read(
