@@ -6,6 +6,7 @@ import textwrap
 from collections import defaultdict
 
 from trytond.i18n import gettext, ngettext
+from trytond.model import fields
 from trytond.pool import Pool
 from trytond.tools import grouped_slice
 from trytond.transaction import Transaction, check_access, without_check_access
@@ -114,12 +115,22 @@ def _target(user, emails):
     model = emails[0].__name__
     if _reads(user, model):
         return model, [e.id for e in emails]
-    archived = Pool().get('ir.email').search([
-            ('message_id', 'in', [e.message_id for e in emails]),
-            ('create_uid', '=', user.id),
-            ], order=[('id', 'ASC')])
-    if archived:
-        return 'ir.email', [e.id for e in archived]
+    if archived := _archived(user, emails):
+        return 'ir.email', archived
+
+
+def _archived(user, emails):
+    "Return the ids of what the user has archived of the emails"
+    t = Pool().get('ir.email').__table__()
+    message_ids = [e.message_id for e in emails if e.message_id]
+    cursor = Transaction().connection.cursor()
+    # A search by the ORM makes no use of the index
+    cursor.execute(*t.select(
+            t.id,
+            where=fields.SQL_OPERATORS['in'](t.message_id, message_ids)
+            & (t.create_uid == user.id),
+            order_by=[t.id]))
+    return [id_ for id_, in cursor]
 
 
 def _reads(user, model):

@@ -96,7 +96,12 @@ class NotificationTestCase(RPCTestCase):
 
     def test_nothing_to_open(self):
         "Test who can open nothing is told nevertheless"
-        self.queue_as(self.clerk.id)
+        with self.transaction(self.clerk.id):
+            # Neither has a Message-ID, so that is not it
+            Pool().get('ir.email').create([{
+                        'resource': f'res.user,{self.clerk.id}',
+                        }])
+        self.write(self.queue_as(self.clerk.id), message_id='')
         self.send_all()
         (user, _, _, model, ids), = self.notified()
         self.assertEqual((user, model, ids), (self.clerk.id, None, None))
