@@ -1,6 +1,7 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """Copies of a database, and what else keeps emails from their recipients."""
+import datetime as dt
 import os
 import shutil
 import smtplib
@@ -244,6 +245,28 @@ class RedirectTestCase(QueueTestCase):
         self.assertEqual(
             [line.split()[:2] for line in error.splitlines()],
             [[a, '450'] for a in self.recipients])
+
+    def test_partly_accepted(self):
+        "Test what some have got already is for the others"
+        id_ = self.queue(['a@example.com', 'rcpt-450@example.com'])
+        self.send_all()
+        self.assertEqual(self.read(id_, 'accepted'), 'a@example.com')
+        self.write(id_, scheduled_at=dt.datetime.now())
+        with configured(redirect='me@example.com'):
+            self.send_all()
+        received = self.server.received[-1]
+        self.assertEqual(received.to_addrs, ('me@example.com',))
+        self.assertTrue(received.data.startswith(
+                b'X-Original-To: rcpt-450@example.com\r\n'))
+        self.assertEqual(self.read(id_, 'state'), 'sent')
+
+    def test_uncertain(self):
+        self.server.script['dot'] = 'close-taken'
+        self.addCleanup(self.server.script.clear)
+        id_ = self.redirected('me@example.com')
+        self.assertEqual(
+            self.read(id_, 'state', 'uncertain', 'accepted', 'refused'),
+            ['outbox', True, None, None])
 
     def test_one_record(self):
         "Test the session of a caller sends to that address, too"
