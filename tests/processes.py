@@ -105,11 +105,11 @@ class ProcessTestCase(QueueTestCase):
         if backend.name == 'sqlite':
             self.database = f'process{os.getpid()}'
 
-    def queue_many(self, count):
-        for i in range(count):
-            self.queue(f'r{i}@example.com')
+    def queue_many(self, count, **keywords):
+        ids = super().queue_many(count, **keywords)
         if backend.name == 'sqlite':
             self.copy()
+        return ids
 
     @property
     def path(self):
@@ -131,9 +131,6 @@ class ProcessTestCase(QueueTestCase):
             cursor = t.connection.cursor()
             cursor.execute(f"SELECT {', '.join(names)} FROM email_queue")
             return cursor.fetchall()
-
-    def states(self):
-        return Counter(s for s, in self.rows('state'))
 
     def recovered(self):
         "Let nobody wait for the time after which a row is orphaned"

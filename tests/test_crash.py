@@ -28,7 +28,7 @@ COPIES = 4
 
 @unittest.skipIf(
     backend.name == 'sqlite', "the queue is a copy that grows no more")
-class HoldTestCase(ProcessTestCase):
+class HeldByOthersTestCase(ProcessTestCase):
     "What a sender holds at once"
 
     def test_urgent_passes_bulk(self):

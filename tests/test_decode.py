@@ -35,7 +35,7 @@ def fragments():
         max_size=40).map(b''.join)
 
 
-class ReadTestCase(unittest.TestCase):
+class ReadingTestCase(unittest.TestCase):
     "Test what is read of a message"
 
     def assertReads(self, data):

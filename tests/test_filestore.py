@@ -73,7 +73,7 @@ class FilestoreTestCase(QueueTestCase):
             return Pool().get('email.queue').move_messages()
 
 
-class StoreTestCase(FilestoreTestCase):
+class StoredTestCase(FilestoreTestCase):
 
     def test_send(self):
         "Test a message is in a file, and sent and read from there"

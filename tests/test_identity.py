@@ -167,7 +167,7 @@ class CopyTestCase(RPCTestCase):
         self.assertEqual((self.rows(), self.stored()), before)
 
 
-class HoldTestCase(QueueTestCase):
+class HoldSettingTestCase(QueueTestCase):
     "Test hold"
 
     def test_hold(self):

@@ -137,7 +137,7 @@ class PropertyTestCase(DeliveryTestCase):
             return record
 
 
-class AddressesTestCase(PropertyTestCase):
+class AnyAddressesTestCase(PropertyTestCase):
     "Test the envelope that arrives is the one that was given"
 
     @REPEATABLE
@@ -200,7 +200,7 @@ class AddressesTestCase(PropertyTestCase):
                 self.assertTrue(any(local in text for text in to_addrs))
 
 
-class OptionsTestCase(PropertyTestCase):
+class AnyOptionsTestCase(PropertyTestCase):
     "Test the options that arrive are those that were given"
 
     @REPEATABLE
@@ -235,7 +235,7 @@ class OptionsTestCase(PropertyTestCase):
                 self.assertIn(options[0], mail.mail_options)
 
 
-class MessageTestCase(PropertyTestCase):
+class AnyMessageTestCase(PropertyTestCase):
     "Test the bytes that arrive are those that were given"
 
     lines = st.lists(st.one_of(

@@ -78,7 +78,7 @@ class DeliveryTestCase(QueueTestCase):
         return mail.data
 
 
-class TransactionTestCase(DeliveryTestCase):
+class CallerTestCase(DeliveryTestCase):
     "Test an email is in the queue as what its transaction did is"
 
     def test_commit(self):
@@ -676,7 +676,7 @@ class SubjectTestCase(DeliveryTestCase):
             self.assertEqual(record.id, id_)
 
 
-class EnvelopeTestCase(DeliveryTestCase):
+class QueuedEnvelopeTestCase(DeliveryTestCase):
     "Test the envelope at the server is the one that was given"
 
     def test_recipients(self):
@@ -795,7 +795,7 @@ class EnvelopeTestCase(DeliveryTestCase):
         self.assertNotIn('SMTPUTF8', mail.mail_options)
 
 
-class OptionsTestCase(DeliveryTestCase):
+class QueuedOptionsTestCase(DeliveryTestCase):
     "Test options reach the server"
 
     def test_dsn(self):

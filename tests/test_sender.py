@@ -20,27 +20,11 @@ from .tools import QueueTestCase, configured
 has_locks = backend.name != 'sqlite'
 
 
-class SenderTestCase(QueueTestCase):
-
-    def queue_many(self, count, **keywords):
-        return [
-            self.queue(f'r{i}@example.com', **keywords) for i in range(count)]
-
-    def rows(self, *names):
-        with self.transaction(readonly=True) as transaction:
-            cursor = transaction.connection.cursor()
-            cursor.execute(f"SELECT {', '.join(names)} FROM email_queue")
-            return cursor.fetchall()
-
-    def states(self):
-        return Counter(state for state, in self.rows('state'))
-
-
 class Interrupt(BaseException):
     "As the one of a person at the keyboard"
 
 
-class EndTestCase(SenderTestCase):
+class EndTestCase(QueueTestCase):
     "What ends a run: what was sent is recorded, the rest is given back"
     server_options = {'delay': .005}
 
@@ -187,7 +171,7 @@ class EndTestCase(SenderTestCase):
         self.assertEqual(self.states(), {'sent': 3})
 
 
-class HoldTestCase(SenderTestCase):
+class HeldRowsTestCase(QueueTestCase):
     "How much a run holds at once"
 
     def held(self):
@@ -220,7 +204,7 @@ class HoldTestCase(SenderTestCase):
         self.assertEqual(self.states(), {'sent': 12})
 
 
-class LogTestCase(SenderTestCase):
+class LogTestCase(QueueTestCase):
     "What a run tells, on one line each"
     secret = 's3cr3t'
 
@@ -327,4 +311,4 @@ class LogTestCase(SenderTestCase):
                         self.assertNotIn(self.secret, text)
 
 
-del QueueTestCase, SenderTestCase
+del QueueTestCase

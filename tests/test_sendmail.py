@@ -45,16 +45,7 @@ print(Manager.commit.__module__.endswith('email_queue.sendmail'))
 """
 
 
-class SendmailTestCase(QueueTestCase):
-
-    def rows(self, *names):
-        with self.transaction(readonly=True):
-            emails = Pool().get('email.queue').search(
-                [], order=[('id', 'ASC')])
-            return [tuple(getattr(e, n) for n in names) for e in emails]
-
-
-class ManagerTestCase(SendmailTestCase):
+class ManagerTestCase(QueueTestCase):
     "The public data manager"
 
     def test_commit(self):
@@ -97,7 +88,7 @@ class ManagerTestCase(SendmailTestCase):
         self.assertNotIsInstance(QueueDataManager(), SMTPDataManager)
 
 
-class WithoutCaptureTestCase(SendmailTestCase):
+class WithoutCaptureTestCase(QueueTestCase):
 
     def test_core_sends(self):
         with self.transaction():
@@ -106,7 +97,7 @@ class WithoutCaptureTestCase(SendmailTestCase):
         self.assertEqual(self.rows('id'), [])
 
 
-class CaptureTestCase(SendmailTestCase):
+class CaptureTestCase(QueueTestCase):
 
     def setUp(self):
         super().setUp()
@@ -340,4 +331,4 @@ class StartTestCase(unittest.TestCase):
                 self.assertIn("[email_queue] capture", process.stderr)
 
 
-del QueueTestCase, SendmailTestCase
+del QueueTestCase

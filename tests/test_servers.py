@@ -37,11 +37,6 @@ class ServersTestCase(QueueTestCase):
         self.addCleanup(self.server.script.clear)
         self.addCleanup(self.wait_for_drains)
 
-    def enter_here(self, context):
-        value = context.__enter__()
-        self.addCleanup(context.__exit__, None, None, None)
-        return value
-
     def wait_for_drains(self):
         "Let the threads end that runs have left"
         self.server.script.clear()
@@ -144,7 +139,7 @@ class QueueingTestCase(ServersTestCase):
                     [e.id for e in EmailQueue.search([domain])], [id_])
 
 
-class SettingsTestCase(ServersTestCase):
+class OwnSettingsTestCase(ServersTestCase):
     "What a server has of its own"
 
     def test_settings(self):
@@ -201,7 +196,7 @@ class SettingsTestCase(ServersTestCase):
         self.assertEqual(self.read(id_, 'state'), 'sent')
 
 
-class SendTestCase(ServersTestCase):
+class SendByServerTestCase(ServersTestCase):
     "Which server gets an email"
 
     def test_each_its_own(self):
@@ -283,7 +278,7 @@ class SendTestCase(ServersTestCase):
         self.assertEqual(self.read(id_, 'state', 'crashes'), ['outbox', 1])
 
 
-class TroubleTestCase(ServersTestCase):
+class ServersTroubleTestCase(ServersTestCase):
     "A server that takes nothing"
 
     def setUp(self):

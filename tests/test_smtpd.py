@@ -429,7 +429,7 @@ class ParseTestCase(unittest.TestCase):
                 self.assertEqual(Action.parse(name), expected)
 
 
-class ServerTestCase(unittest.TestCase):
+class SMTPServerTestCase(unittest.TestCase):
 
     def serve(self, **options):
         server = Server(**options).start()

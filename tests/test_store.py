@@ -66,7 +66,7 @@ class StoreTestCase(QueueTestCase):
                 f"SET TIME ZONE '{name}'")
 
 
-class ClockTestCase(StoreTestCase):
+class DatabaseClockTestCase(StoreTestCase):
     "The time is UTC, whatever the server of the database thinks"
     zones = ['Asia/Tokyo', 'America/New_York', 'UTC']
 

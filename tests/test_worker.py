@@ -33,7 +33,8 @@ class WorkerTestCase(QueueTestCase):
             Task = Pool().get('ir.queue')
             return [(t.name, t.data) for t in Task.search([])]
 
-    def queue_many(self, count, **keywords):
+    def queue_together(self, count, **keywords):
+        "Queue emails in one transaction"
         with self.transaction():
             for i in range(count):
                 Pool().get('email.queue').queue_mail(
@@ -91,17 +92,17 @@ class PushTestCase(WorkerTestCase):
 
     def test_scheduled_email(self):
         with configured('queue', worker=True):
-            self.queue_many(1, scheduled_at=dt.timedelta(hours=1))
+            self.queue(scheduled_at=dt.timedelta(hours=1))
         self.assertEqual(self.tasks(), [])
 
     def test_without_worker(self):
         sessions = self.server.sessions
-        self.queue_many(1)
+        self.queue()
         self.assertEqual(self.tasks(), [])
         self.assertEqual(self.server.sessions, sessions)
 
     def test_task_never_ends_in_an_error(self):
-        self.queue_many(1)
+        self.queue()
         self.server.script['greeting'] = '554 5.3.2 no'
         self.addCleanup(self.server.script.clear)
         sessions = self.server.sessions
@@ -111,7 +112,7 @@ class PushTestCase(WorkerTestCase):
         self.assertLessEqual(self.server.sessions - sessions, 2)
 
     def test_task_without_a_slot(self):
-        self.queue_many(1)
+        self.queue()
         with patch.object(Store, 'take', return_value=False):
             with self.transaction():
                 Pool().get('email.queue').send_queued([])
@@ -134,7 +135,7 @@ class PushTestCase(WorkerTestCase):
             give_back(store)
 
         self.late = None
-        self.queue_many(1)
+        self.queue()
         with patch.object(Store, 'give_back', late):
             self.send_all()
         self.assertEqual(self.read(self.late, 'state'), 'sent')
@@ -149,10 +150,6 @@ class ProcessesTestCase(WorkerTestCase):
         self.enter_here(configured('queue', worker=True))
         self.workers = []
         self.addCleanup(self.stop_workers)
-
-    def enter_here(self, context):
-        context.__enter__()
-        self.addCleanup(context.__exit__, None, None, None)
 
     def start_worker(self, processes=1):
         environ = {
@@ -180,12 +177,6 @@ class ProcessesTestCase(WorkerTestCase):
         self.queue('first@example.com')
         self.server.wait_for(1, timeout=60)
 
-    def states(self):
-        with self.transaction(readonly=True) as transaction:
-            cursor = transaction.connection.cursor()
-            cursor.execute('SELECT state FROM email_queue')
-            return Counter(s for s, in cursor.fetchall())
-
     def wait_until_sent(self, count, timeout=60):
         end = time.monotonic() + timeout
         while self.states() != {'sent': count}:
@@ -212,7 +203,7 @@ class ProcessesTestCase(WorkerTestCase):
         self.start_worker()
         self.warm_up()
         for _ in range(10):
-            self.queue_many(20)
+            self.queue_together(20)
             self.send_all()
         self.wait_until_sent(201)
 
@@ -245,7 +236,7 @@ class ProcessesTestCase(WorkerTestCase):
         self.warm_up()
         self.server.delay = .005
         self.addCleanup(setattr, self.server, 'delay', 0)
-        self.queue_many(200)
+        self.queue_together(200)
         self.server.wait_for(20)
         self.stop_workers()
         self.assertIn('outbox', self.states())

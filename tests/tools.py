@@ -2,6 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """What the tests of a real queue with a real server have in common."""
 import unittest
+from collections import Counter
 from contextlib import contextmanager
 
 import trytond.config as config
@@ -59,6 +60,12 @@ class QueueTestCase(unittest.TestCase):
         cls.addClassCleanup(context.__exit__, None, None, None)
         return value
 
+    def enter_here(self, context):
+        "Enter a context until the end of the test and return its value"
+        value = context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+        return value
+
     def setUp(self):
         super().setUp()
         self.clear()
@@ -89,6 +96,23 @@ class QueueTestCase(unittest.TestCase):
             email, = Pool().get('email.queue').queue_mail(
                 from_addr, to_addrs, msg, **keywords)
             return email.id
+
+    def queue_many(self, count, **keywords):
+        "Queue emails, each in a transaction of its own; return their ids"
+        return [
+            self.queue(f'r{i}@example.com', **keywords) for i in range(count)]
+
+    def rows(self, *names):
+        "Return the values of all rows as they are committed now"
+        with self.transaction(readonly=True) as transaction:
+            cursor = transaction.connection.cursor()
+            cursor.execute(
+                f"SELECT {', '.join(names)} FROM email_queue ORDER BY id")
+            return cursor.fetchall()
+
+    def states(self):
+        "Return how many emails are in each state"
+        return Counter(state for state, in self.rows('state'))
 
     def read(self, id_, *names):
         "Return the values of a record as it is committed now"
