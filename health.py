@@ -20,7 +20,7 @@ from .policy import Settings
 __all__ = ['Numbers', 'monitor']
 
 # What the plugins of a monitoring system exit with
-OK, CRITICAL, UNKNOWN = 0, 2, 3
+OK, CRITICAL = 0, 2
 
 
 class Numbers(NamedTuple):
@@ -182,22 +182,19 @@ def _fetch(query):
 
 
 def monitor(database):
-    """Print the line of a plugin of a monitoring system.
+    """Return what a plugin of a monitoring system ends with.
 
     :param database: the name of the database.
-    :return: the exit status of the plugin.
+    :return: the exit status, 0 or 2, and the line to print.
     """
-    try:
-        Pool.start()
-        pool = Pool(database)
-        with Transaction().start(database, 0, readonly=True):
-            pool.init()
-        with Transaction().start(database, 0, readonly=True):
-            numbers = pool.get('email.queue.health').measure()
-    except Exception as error:
-        # The bar and a second line would be for machines
-        words = ' '.join(str(error).replace('|', '/').split())
-        print(f"EMAIL QUEUE UNKNOWN: {type(error).__name__}: {words}")
-        return UNKNOWN
-    print(numbers)
-    return OK if numbers.healthy else CRITICAL
+    Pool.start()
+    pool = Pool(database)
+    with Transaction().start(database, 0, readonly=True):
+        pool.init()
+    with Transaction().start(database, 0, readonly=True):
+        try:
+            Health = pool.get('email.queue.health')
+        except KeyError:
+            raise LookupError("the module is not activated in the database")
+        numbers = Health.measure()
+    return OK if numbers.healthy else CRITICAL, str(numbers)

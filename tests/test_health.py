@@ -4,12 +4,15 @@
 import datetime as dt
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 import unittest
 import unittest.mock
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from unittest.mock import patch
 from urllib.parse import quote
 
 from werkzeug.test import Client
@@ -23,6 +26,7 @@ from trytond.wsgi import app
 from ..exceptions import EmailQueueError
 from ..health import Numbers
 from .jsonrpc import RPCError, RPCTestCase
+from .postgresql import free_port
 from .tools import QueueTestCase, configured
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -450,14 +454,51 @@ class CommandTestCase(Ages, QueueTestCase):
         self.assertRegex(
             output, r'^EMAIL QUEUE CRITICAL: 1 due, the oldest for 96\d s, ')
 
-    def test_unknown(self):
-        # A database that is not there is waited for, for half a minute
-        for args in [[], ['--nonsense']]:
-            with self.subTest(args=args):
-                self.assertEqual(self.run_script(*args)[0], 3)
-        status, output = self.run_script('-d', DB_NAME, health_age='x')
+    def assertUnknown(self, *args, **options):
+        started = time.monotonic()
+        status, output = self.run_script(*args, **options)
         self.assertEqual(status, 3)
-        self.assertTrue(output.startswith("EMAIL QUEUE UNKNOWN: "), output)
+        self.assertRegex(output, r'\AEMAIL QUEUE UNKNOWN: .+\n\Z')
+        # The start of the interpreter comes to it
+        self.assertLess(time.monotonic() - started, 5 + 5)
+        return output
+
+    def test_unknown(self):
+        with NamedTemporaryFile('w', suffix='.conf') as broken:
+            broken.write('[email]\nsecret of the user\n')
+            broken.flush()
+            for args in [
+                    [], ['-d'], ['-d', DB_NAME, '--nonsense'],
+                    ['-d', DB_NAME, 'more'],
+                    ['-d', DB_NAME, '-t', 'x'], ['-d', DB_NAME, '-t', '0'],
+                    ['-d', DB_NAME, '-t', 'nan'], ['-d', DB_NAME, '-t', '-1'],
+                    ['-d', DB_NAME, '-c', '/nowhere/trytond.conf'],
+                    ['-d', DB_NAME, '-c', '/'],
+                    ['-d', DB_NAME, '-c', broken.name],
+                    ['-d', 'nowhere', '-t', '3'],
+                    ]:
+                with self.subTest(args=args):
+                    self.assertNotIn('secret', self.assertUnknown(*args))
+        self.assertUnknown('-d', DB_NAME, health_age='x')
+
+    def test_no_answer(self):
+        "Test a server that refuses, one that is silent and a lock"
+        with socket.socket() as silent:
+            silent.bind(('127.0.0.1', 0))
+            silent.listen()
+            port = silent.getsockname()[1]
+            for uri in [
+                    f'postgresql://x:secret@127.0.0.1:{free_port()}/',
+                    f'postgresql://x:secret@127.0.0.1:{port}/']:
+                with self.subTest(uri), \
+                        patch.dict(os.environ, TRYTOND_DATABASE__URI=uri):
+                    self.assertNotIn(
+                        'secret', self.assertUnknown('-d', 'x', '-t', '2'))
+        if backend.name == 'postgresql':
+            with self.transaction() as transaction:
+                transaction.connection.cursor().execute(
+                    'LOCK TABLE email_queue IN ACCESS EXCLUSIVE MODE')
+                self.assertUnknown('-d', DB_NAME, '-t', '3')
 
     def test_help(self):
         self.assertEqual(self.run_script('--help')[0], 0)
