@@ -59,8 +59,15 @@ _codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
 _control = re.compile(r'[\x00-\x1f\x7f]')
 _timeout = re.compile(r'[?&]timeout=(\d+)')
+# The parameters that get_smtp_server knows, at the end of a URI
+_parameters = re.compile(
+    r'/?(?:\?(?:timeout|local_hostname)=[^&]*'
+    r'(?:&(?:timeout|local_hostname)=[^&]*)*)?\Z')
 # Up to the last @, for a password may hold what should have been quoted
 _before_host = re.compile(r'.*@|[^/@]*//', re.S)
+_host = re.compile(r'(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?')
+# What is shown of a URI in which no host can be told from a secret
+UNKNOWN_HOST = '?'
 
 
 class Mail(NamedTuple):
@@ -179,9 +186,14 @@ def alike(words):
 
 
 def server_name(uri=None):
-    "Return host and port of the server, without credentials"
+    """Return host and port of the server, without credentials.
+
+    Of a URI that is not one it is :data:`UNKNOWN_HOST`, because any part of it
+    can be that of a secret.
+    """
     uri = uri or config.get('email', 'uri')
-    return re.split('[/?#]', _before_host.sub('', uri, count=1))[0]
+    host = _before_host.sub('', _parameters.sub('', uri, count=1), count=1)
+    return host if _host.fullmatch(host) or not uri else UNKNOWN_HOST
 
 
 class Client:
