@@ -18,9 +18,10 @@ from trytond.pyson import Bool, Eval, If
 from trytond.tools import grouped_slice, slugify
 from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
-from trytond.wizard import Button, StateAction, StateView, Wizard
+from trytond.wizard import Button, StateAction, StateView
 
 from . import files, identity, message, notification, policy, sender, smtp
+from .access import QueueWizard, check_writable
 from .exceptions import EmailQueueError, UncertainWarning
 from .retention import Retention
 from .store import forget, utc_now
@@ -64,7 +65,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             'invisible': Bool(Eval('content')),
             },
         help="The message exactly as it is sent.")
-    file_id = fields.Char("File ID", readonly=True)
+    file_id = files.FileID("File ID", readonly=True)
     content = fields.Function(
         fields.Selection([
                 (None, ""),
@@ -469,9 +470,11 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         :param sensitive: whether the message holds a secret: nobody sees it
             in the queue, and it is removed from there when it was sent.
         :return: a list with the one new record.
-        :raises EmailQueueError: one of the arguments cannot be queued. Nothing
-            is queued then and the transaction remains usable.
+        :raises EmailQueueError: one of the arguments cannot be queued, or the
+            transaction is readonly. Nothing is queued then and the transaction
+            remains usable.
         """
+        check_writable()
         with _argument_errors():
             values = cls._queue_values(
                 from_addr, to_addrs, msg, mail_options, rcpt_options,
@@ -517,6 +520,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         :param strict: whether one that can not be queued is an error. Else it
             becomes a failed record.
         """
+        check_writable()
         resources = cls._archived({m['Message-ID'] for _, _, m in emails})
         for from_addr, to_addrs, msg in emails:
             options = cls.captured_options(msg)
@@ -755,6 +759,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
         By SQL as a sender may claim the same row at the same moment.
         """
+        check_writable()
         transaction = Transaction()
         cursor = transaction.connection.cursor()
         t = cls.__table__()
@@ -829,36 +834,51 @@ class _Push:
 
     A data manager as it is the end of the transaction that matters. It pushes
     with the first email, not in ``commit``: there another manager that queues
-    may still follow.
+    may still follow. ``commit`` pushes again where a savepoint that was rolled
+    back took the task with it.
     """
 
     def __init__(self):
-        self._pushed = False
+        self._email = self._task = None
 
     def put(self, email):
-        if self._pushed:
-            return
+        self._email = email
+        if self._task is None:
+            self._task = self._push()
+
+    def _push(self):
+        "Push a task and return its id"
         transaction = Transaction()
         with transaction.set_user(0), transaction.reset_context(), \
                 transaction.set_context(queue_name='email_queue'):
-            email.__class__.__queue__.send_queued([email])
-        self._pushed = True
+            task, = self._email.__class__.__queue__.send_queued([self._email])
+        return task
 
     def __eq__(self, other):
         return isinstance(other, _Push) or NotImplemented
 
+    def commit(self, transaction):
+        if self._task is not None and not self._is_pushed():
+            self._task = self._push()
+
+    def _is_pushed(self):
+        t = Pool().get('ir.queue').__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(t.id, where=t.id == self._task))
+        return bool(cursor.fetchone())
+
     def tpc_finish(self, transaction):
-        self._pushed = False
+        self._email = self._task = None
 
     tpc_abort = abort = tpc_finish
 
     def tpc_begin(self, transaction):
         pass
 
-    tpc_vote = commit = tpc_begin
+    tpc_vote = tpc_begin
 
 
-class QueueTest(Wizard):
+class QueueTest(QueueWizard):
     __name__ = 'email.queue.test'
 
     start = StateView(

@@ -5,6 +5,7 @@
 A file that no row has any more waits in trytond's own queue for its removal:
 so it survives a rollback and a crash does not forget it.
 """
+import copy
 import logging
 
 from sql import Column, Literal, Null
@@ -20,6 +21,16 @@ __all__ = ['Message', 'purge']
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
+# A folder of the prefix that no other model has: whoever may write the id of a
+# file in a record of their own could read the messages through it
+FOLDER = 'email_queue'
+
+
+class FileID(fields.Char):
+    "The id of a message's file, which is hidden as the message is"
+
+    def sql_column(self, tables, Model):
+        return _unless_sensitive(tables, super().sql_column(tables, Model))
 
 
 class Message(fields.Binary):
@@ -34,27 +45,37 @@ class Message(fields.Binary):
         self.to_filestore = to_filestore
 
     @property
-    def prefix(self):
-        if self.store_prefix is None:
-            return Transaction().database.name
-        return self.store_prefix
+    def prefixes(self):
+        """Return where the files are in the filestore.
+
+        New ones are in the first. Version 8.2.0 stored them in the second.
+        """
+        prefix = self.store_prefix
+        if prefix is None:
+            prefix = Transaction().database.name
+        return [f'{prefix}/{FOLDER}', prefix]
 
     def get(self, ids, model, name, values=None):
+        format_ = Transaction().context.get(f'{model.__name__}.{name}')
         t = model.__table__()
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.select(
-                t.id, where=fields.SQL_OPERATORS['in'](t.id, ids)
-                & t.sensitive))
-        hidden = {id_ for id_, in cursor}
-        return super().get(
-            [i for i in ids if i not in hidden], model, name, values)
+                t.id, t.file_id, t.size,
+                where=fields.SQL_OPERATORS['in'](t.id, ids)
+                & (t.file_id != '') & ~t.sensitive))
+        messages = {
+            id_: size if format_ == 'size' else self.load(file_id, size)
+            for id_, file_id, size in cursor.fetchall()}
+        for row in values or []:
+            if row['id'] not in messages:
+                msg = row[name]
+                if msg is not None:
+                    msg = len(msg) if format_ == 'size' else self.cast(msg)
+                messages[row['id']] = msg
+        return messages
 
     def sql_column(self, tables, Model):
-        # Also what is searched and sorted by could tell what is in it
-        table, _ = tables[None]
-        return Case(
-            (table.sensitive, Null),
-            else_=super().sql_column(tables, Model))
+        return _unless_sensitive(tables, super().sql_column(tables, Model))
 
     @property
     def set(self):
@@ -66,28 +87,50 @@ class Message(fields.Binary):
         "Return the values of both columns for ``data``, stored where it is to"
         file_id = None
         if self.to_filestore and data is not None:
-            file_id, data = self.store(data), None
-            Transaction().join(_Written(Model)).put(file_id)
+            try:
+                file_id = self.store(data)
+            except Exception:
+                # Whatever the filestore lacks, the email is not lost
+                logger.exception(
+                    "a message is kept in the database as the filestore "
+                    "does not take it")
+            else:
+                data = None
+                Transaction().join(_Written(Model)).put(file_id)
         return {self.name: data, self.file_id: file_id}
 
     def store(self, data):
-        "Write a file and return its id"
-        return filestore.set(data, prefix=self.prefix)
+        "Write a file and return its id, or leave nothing of it"
+        prefix, _ = self.prefixes
+        if not hasattr(filestore, '_id'):
+            return filestore.set(data, prefix=prefix)
+        # The id of a file is needed when writing it fails in the middle
+        store, file_id = copy.copy(filestore), filestore._id(data)
+        store._id = lambda data: file_id
+        try:
+            return store.set(data, prefix=prefix)
+        except BaseException:
+            store.delete(file_id, prefix=prefix)
+            raise
 
     def remove(self, file_id):
-        filestore.delete(file_id, prefix=self.prefix)
+        prefix, _ = self.prefixes
+        filestore.delete(file_id, prefix=prefix)
 
     def load(self, file_id, size):
         "Return the bytes of a file, None where they are not all there"
-        try:
-            data = self.cast(filestore.get(file_id, prefix=self.prefix))
-        except Exception:
-            # Any class can be the filestore
-            logger.exception(
-                "can not read %r of %r in the filestore",
-                file_id, self.prefix)
-            return None
-        return data if len(data) == size else None
+        for prefix in self.prefixes:
+            try:
+                data = self.cast(filestore.get(file_id, prefix=prefix))
+            except Exception as error:
+                # Any class can be the filestore
+                logger.info(
+                    "can not read %r of %r in the filestore: %s",
+                    file_id, prefix, error)
+            else:
+                return data if len(data) == size else None
+        logger.error("the file %r is not in the filestore", file_id)
+        return None
 
     def queue_for_removal(self, Model, name, ids):
         # As of trytond, but with the prefix: its job can not do without
@@ -95,23 +138,36 @@ class Message(fields.Binary):
         q = Pool().get('ir.filestore.queue').__table__()
         transaction = Transaction()
         file_id = Column(t, self.file_id)
-        transaction.connection.cursor().execute(*q.insert(
-                [q.create_date, q.create_uid, q.file_id, q.model, q.prefix,
-                    q.field],
-                t.select(
-                    CurrentTimestamp(), Literal(transaction.user), file_id,
-                    Literal(Model.__name__), Literal(self.prefix),
-                    Literal(name),
-                    where=fields.SQL_OPERATORS['in'](t.id, ids)
-                    & (file_id != Null))))
+        cursor = transaction.connection.cursor()
+        for prefix in self.prefixes:
+            cursor.execute(*q.insert(
+                    [q.create_date, q.create_uid, q.file_id, q.model, q.prefix,
+                        q.field],
+                    t.select(
+                        CurrentTimestamp(), Literal(transaction.user), file_id,
+                        Literal(Model.__name__), Literal(prefix),
+                        Literal(name),
+                        where=fields.SQL_OPERATORS['in'](t.id, ids)
+                        & (file_id != Null))))
+
+
+def _unless_sensitive(tables, column):
+    "Hide a column also where it is searched or sorted by"
+    table, _ = tables[None]
+    return Case((table.sensitive, Null), else_=column)
 
 
 class _Written:
-    "Removes the files of a transaction that is rolled back"
+    """Removes the files of a transaction that is rolled back.
+
+    Also those of a savepoint that was: after the commit, because the commit
+    itself can still fail.
+    """
 
     def __init__(self, Model):
         self._Model = Model
         self._file_ids = []
+        self._rolled_back = []
 
     def put(self, file_id):
         self._file_ids.append(file_id)
@@ -121,12 +177,22 @@ class _Written:
             return NotImplemented
         return self._Model == other._Model
 
-    def tpc_begin(self, transaction):
-        # A commit whose answer is lost may have come to pass
-        self._file_ids = []
+    def commit(self, transaction):
+        if self._file_ids:
+            self._rolled_back = _unused(self._Model, self._file_ids)
 
-    def tpc_abort(self, transaction):
-        file_ids, self._file_ids = self._file_ids, []
+    def tpc_vote(self, transaction):
+        # A commit whose answer is lost may have come to pass: only what no
+        # row has is removed
+        self._file_ids = self._rolled_back
+
+    def tpc_finish(self, transaction):
+        self._remove()
+
+    tpc_abort = tpc_finish
+
+    def _remove(self):
+        file_ids, self._file_ids, self._rolled_back = self._file_ids, [], []
         if not file_ids:
             return
         try:
@@ -139,10 +205,10 @@ class _Written:
         except Exception:
             logger.exception("can not remove the files %s", file_ids)
 
-    def commit(self, transaction):
+    def tpc_begin(self, transaction):
         pass
 
-    tpc_vote = tpc_finish = abort = commit
+    abort = tpc_begin
 
 
 def _unused(Model, file_ids):

@@ -15,8 +15,9 @@ from trytond.i18n import gettext
 from trytond.model import ModelSQL, ModelView, fields
 from trytond.pool import Pool
 from trytond.transaction import Transaction
-from trytond.wizard import Button, StateTransition, StateView, Wizard
+from trytond.wizard import Button, StateTransition, StateView
 
+from .access import QueueWizard
 from .exceptions import EmailQueueError
 from .policy import Settings
 from .store import forget, utc_now
@@ -42,7 +43,7 @@ class Identity(ModelSQL):
         cls.__rpc__.clear()
 
 
-class Copy(Wizard):
+class Copy(QueueWizard):
     __name__ = 'email.queue.copy'
 
     start = StateView(

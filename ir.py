@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 
 from trytond.i18n import gettext
-from trytond.model import Index, fields
+from trytond.model import Index, ModelView, dualmethod, fields
 from trytond.pool import Pool, PoolMeta
 from trytond.pyson import Eval, If
 from trytond.transaction import Transaction, check_access
@@ -32,6 +32,14 @@ class Cron(metaclass=PoolMeta):
         cls.method.selection.append(
             ('email.queue|clean', "Clean Email Queue"))
         cls._notifications.add('email.queue|send_all')
+
+    @dualmethod
+    @ModelView.button
+    def run_once(cls, crons):
+        # A person waits for the answer, and on SQLite whoever writes
+        by_hand = Transaction().user != 0
+        with Transaction().set_context(email_queue_by_hand=by_hand):
+            super().run_once(crons)
 
 
 class Trigger(metaclass=PoolMeta):

@@ -18,9 +18,10 @@ from trytond.model import ModelView, fields
 from trytond.pool import Pool
 from trytond.tools import escape_wildcard, grouped_slice
 from trytond.transaction import Transaction, without_check_access
-from trytond.wizard import Button, StateTransition, StateView, Wizard
+from trytond.wizard import Button, StateTransition, StateView
 
 from . import message
+from .access import QueueWizard, check_writable
 from .exceptions import EmailQueueError
 from .files import purge
 from .policy import Settings
@@ -103,8 +104,10 @@ class Retention:
         :param address: one email address.
         :return: the numbers of emails, as an :class:`Erased`. Those that are
             busy were with a sender: erase again a few minutes later.
-        :raises EmailQueueError: ``address`` is not one.
+        :raises EmailQueueError: ``address`` is not one, or the transaction is
+            readonly.
         """
+        check_writable()
         address = _Address(address)
         cursor = Transaction().connection.cursor()
         ids = {*cls._naming(address), *cls._mentioning(address)}
@@ -383,7 +386,7 @@ def _invalid(value):
             argument='address', value=str(value)[:200]))
 
 
-class EraseAddress(Wizard):
+class EraseAddress(QueueWizard):
     __name__ = 'email.queue.erase_address'
 
     start = StateView(

@@ -12,6 +12,8 @@ from trytond.pool import Pool
 from trytond.sendmail import SMTPDataManager
 from trytond.transaction import Transaction
 
+from .access import check_writable
+
 __all__ = ['QueueDataManager', 'capture', 'queue_now', 'set_options']
 
 
@@ -41,6 +43,8 @@ class QueueDataManager:
         self.queue = []
 
     def put(self, from_addr, to_addrs, msg):
+        # At the commit the caller could do nothing about it
+        check_writable()
         self.queue.append((from_addr, to_addrs, msg))
 
     def __eq__(self, other):
@@ -109,6 +113,7 @@ def _check(Manager):
         known = (
             manager.queue == [item]
             and manager.uri is None
+            and manager._server is None
             and manager.strict is False
             and len(signature(manager.commit).parameters) == 1
             and len(signature(manager.tpc_vote).parameters) == 1)
@@ -134,7 +139,8 @@ def _tpc_vote(self, transaction):
 
 def _captured(manager, transaction):
     "Return the queue that the manager's emails go in, None for core's way"
-    if manager.uri is None and not transaction.readonly:
+    has_server = manager.uri is not None or manager._server is not None
+    if not (has_server or transaction.readonly):
         try:
             return Pool(transaction.database.name).get('email.queue')
         except KeyError:

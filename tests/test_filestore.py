@@ -81,7 +81,8 @@ class StoredTestCase(FilestoreTestCase):
         self.assertEqual(self.columns(id_), (False, True))
         path, = self.paths()
         self.assertEqual(
-            path.parts[-4], Pool(DB_NAME).database_name)
+            path.parts[-5:-3],
+            (Pool(DB_NAME).database_name, files.FOLDER))
         data = path.read_bytes()
         self.assertTrue(data.endswith(MESSAGE))
         self.assertEqual(self.read(id_, 'msg', 'text', 'size', 'content'), [
@@ -117,7 +118,7 @@ class StoredTestCase(FilestoreTestCase):
         with patch.object(field, 'store_prefix', 'emails'):
             id_ = self.queue()
             path, = self.paths()
-            self.assertEqual(path.parts[-4], 'emails')
+            self.assertEqual(path.parts[-5:-3], ('emails', files.FOLDER))
             self.send_all()
             self.assertEqual(self.read(id_, 'state'), 'sent')
             self.assertTrue(self.read(id_, 'msg'))

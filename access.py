@@ -1,0 +1,58 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Who looks after the queue, and what they alone may do."""
+from trytond.i18n import gettext
+from trytond.model.exceptions import AccessError
+from trytond.pool import Pool
+from trytond.transaction import Transaction
+from trytond.wizard import Wizard
+
+from .exceptions import EmailQueueError
+
+GROUP = 'group_email_queue'
+
+
+def looks_after_queue():
+    """Return whether the user of the transaction looks after the queue.
+
+    So do the server itself, the members of the group and, on Tryton 8.2, the
+    administrators, because these pass the access rights of every model there.
+    """
+    if Transaction().user == 0:
+        return True
+    pool = Pool()
+    User = pool.get('res.user')
+    if hasattr(User, 'is_administrator') and User.is_administrator():
+        return True
+    group = pool.get('ir.model.data').get_id('email_queue', GROUP)
+    return group in User.get_groups()
+
+
+class QueueWizard(Wizard):
+    """A wizard for those who look after the queue.
+
+    Every call of a client is checked. The check of ``trytond`` is not enough,
+    because it takes the groups of the action that the caller's context names.
+    """
+
+    @classmethod
+    def check_access(cls):
+        super().check_access()
+        if not looks_after_queue():
+            raise AccessError(gettext('email_queue.msg_access'))
+
+    @classmethod
+    def delete(cls, session_id):
+        # Core lets anybody end the wizard of another
+        cls.check_access()
+        return super().delete(session_id)
+
+
+def check_writable():
+    """Check that the transaction can write.
+
+    :raises EmailQueueError: it is readonly, as that of an RPC method is unless
+        its ``RPC`` says otherwise.
+    """
+    if Transaction().readonly:
+        raise EmailQueueError(gettext('email_queue.msg_readonly'))
