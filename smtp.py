@@ -64,7 +64,7 @@ _parameters = re.compile(
     r'/?(?:\?(?:timeout|local_hostname)=[^&]*'
     r'(?:&(?:timeout|local_hostname)=[^&]*)*)?\Z')
 # Up to the last @, for a password may hold what should have been quoted
-_before_host = re.compile(r'.*@|[^/@]*//', re.S)
+_before_host = re.compile(r'\A(?:.*@|(?:[A-Za-z][\w+.-]*:)?//)', re.S)
 _host = re.compile(r'(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?')
 # What is shown of a URI in which no host can be told from a secret
 UNKNOWN_HOST = '?'

@@ -3,8 +3,13 @@
 """Who may press what, whatever a client puts in its calls."""
 import unittest
 
+from werkzeug.test import Client
+
 from trytond.pool import Pool
+from trytond.protocols.wrappers import Response
+from trytond.tests.test_tryton import DB_NAME
 from trytond.wizard import StateView, Wizard
+from trytond.wsgi import app
 
 from ..access import QueueWizard
 from .jsonrpc import RPCError, RPCTestCase
@@ -232,6 +237,63 @@ class ModelsTestCase(BorderTestCase):
                     ]:
                 self.assertFalse(set(secrets) & set(session.queue(
                             'search', domain, 0, None, None)))
+
+
+class ReportsTestCase(BorderTestCase):
+    "Every report"
+
+    def test_none(self):
+        "Test there is none that a client could execute"
+        with self.transaction(readonly=True):
+            self.assertFalse(list(classes('report')))
+
+
+class URLsTestCase(BorderTestCase):
+    "Every URL"
+
+    def setUp(self):
+        super().setUp()
+        with self.transaction():
+            Application = Pool().get('res.user.application')
+            self.keys = {
+                s: Application.create([{
+                            'user': s.id, 'application': 'email_queue',
+                            'state': 'validated'}])[0].key
+                for s in self.sessions}
+
+    def urls(self):
+        "Yield method and path of all URLs whose code is the module's own"
+        for rule in app.url_map.iter_rules():
+            module = getattr(rule.endpoint, '__module__', '')
+            if module.startswith(MODULE):
+                _, url = rule.build({'database_name': DB_NAME})
+                yield from ((m, url) for m in rule.methods)
+
+    def test_users(self):
+        "Test only a member is answered, whatever is asked for with it"
+        urls = list(self.urls())
+        self.assertTrue(urls)
+        client = Client(app, Response)
+        members = {self.postmaster}
+        for session in [None, *self.sessions]:
+            headers = {}
+            if session:
+                headers['Authorization'] = f'Bearer {self.keys[session]}'
+            for method, url in urls:
+                for query in [
+                        {}, {'action_id': 999999}, {'user': 0},
+                        {'active_model': 'res.user', 'active_id': 1}]:
+                    with self.subTest(
+                            user=session and session.login, url=url,
+                            method=method, query=query):
+                        status = client.open(
+                            url, method=method, headers=headers,
+                            query_string=query).status_code
+                        if session in members:
+                            self.assertEqual(status, 200)
+                        else:
+                            self.assertIn(status, {401, 403})
+        self.assertEqual(self.everything(), self.before)
 
 
 del RPCTestCase, BorderTestCase
