@@ -442,14 +442,15 @@ class CommandTestCase(Ages, QueueTestCase):
     def test_status(self):
         self.put(-DAY)
         self.put(MINUTE, 'failed')
-        status, output = self.run_script('-d', DB_NAME)
+        status, output = self.run_script('-d', DB_NAME, '-t', '60')
         self.assertEqual((status, output), (0,
                 "EMAIL QUEUE OK: 0 due, the oldest for 0 s, 1 waiting, "
                 "1 failed | due=0 age=0s;;900 waiting=1 failed=1\n"))
-        status, output = self.run_script('-d', DB_NAME, health_failed=1)
+        status, output = self.run_script(
+            '-d', DB_NAME, '-t', '60', health_failed=1)
         self.assertEqual(status, 2)
         self.put(16 * MINUTE)
-        status, output = self.run_script('-d', DB_NAME)
+        status, output = self.run_script('-d', DB_NAME, '-t', '60')
         self.assertEqual(status, 2)
         self.assertRegex(
             output, r'^EMAIL QUEUE CRITICAL: 1 due, the oldest for 96\d s, ')
