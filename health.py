@@ -1,12 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """How the queue is: its numbers, whether they are good, and who is told."""
-import datetime as dt
 from typing import NamedTuple
 
 from sql import Literal
-from sql.aggregate import Count, Sum
-from sql.conditionals import Case, Coalesce
+from sql.aggregate import Count
 
 from trytond.i18n import gettext, ngettext
 from trytond.model import ModelSQL
@@ -16,6 +14,7 @@ from trytond.transaction import Transaction, without_check_access
 from . import identity
 from .notification import ACTION, ICON
 from .policy import Settings
+from .store import database_time
 
 __all__ = ['Numbers', 'monitor']
 
@@ -93,7 +92,7 @@ class Health(ModelSQL):
         "Return the numbers of the queue"
         settings = Settings.read()
         t = Pool().get('email.queue').__table__()
-        now = dt.datetime.now()
+        now = database_time()
         is_due = t.scheduled_at <= now
         number = Count(Literal(1))
         due = waiting = 0
@@ -101,9 +100,10 @@ class Health(ModelSQL):
         # One after another as each state has an index of its own. What is
         # with a sender that died is as late as what waits for one.
         for state in ['outbox', 'sending']:
-            due_in, waiting_in = _fetch(t.select(
-                    Coalesce(Sum(Case((is_due, 1), else_=0)), 0), number,
-                    where=t.state == state))
+            # Both by an index, which together would read each row
+            waiting_in, = _fetch(t.select(number, where=t.state == state))
+            due_in, = _fetch(t.select(
+                    number, where=(t.state == state) & is_due))
             due += due_in
             waiting += waiting_in
             if due_in:
