@@ -498,6 +498,14 @@ class Store:
             names.append(name)
         return names[:-1]
 
+    def queues(self, table):
+        "Yield the condition of each server and priority in the outbox"
+        for server in [None, *self.servers()]:
+            for priority in self.priorities:
+                yield (
+                    (table.state == 'outbox') & (table.server == server)
+                    & (table.priority == priority))
+
     def explain(self, server, words):
         "Show words as the error of the rows that wait for a server"
         t = self.Model.__table__()
