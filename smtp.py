@@ -36,7 +36,7 @@ REPLY_LINES = 100
 WORDS_LENGTH = 500
 # Connecting, TLS, EHLO and login together, in time-outs of one step
 OPENING_STEPS = 3
-# Threads that may wait for a name server that does not answer
+# Threads of a server that may wait for a name server which does not answer
 RESOLVING = 10
 QUIT_TIMEOUT = 5
 
@@ -269,7 +269,9 @@ class Client:
         if self._session and self._session.messages >= self.messages:
             self.close()
         if not self._session:
-            server = _open(OPENING_STEPS * self.timeout, self._connect)
+            server = _open(
+                OPENING_STEPS * self.timeout, self._connect,
+                server_name(self.uri))
             self._session = _Session(
                 server, self.timeout, self.data_timeout, self.verdict,
                 pipelining and server.has_extn('pipelining'))
@@ -419,10 +421,13 @@ class _Lines:
 
 # Nothing can interrupt a thread that waits for the name server
 _resolving = []
+_resolving_lock = threading.Lock()
 
 
-def _open(seconds, connect):
+def _open(seconds, connect, name):
     """Return what ``connect`` returns for an :class:`_Opening`.
+
+    :param name: of the server, by which the threads that hang are counted.
 
     :raises TimeoutError: it takes longer. Its connection is closed.
     """
@@ -438,17 +443,19 @@ def _open(seconds, connect):
         if not opening.end() and server:
             server.close()
 
-    _resolving[:] = [t for t in _resolving if t.is_alive()]
-    if len(_resolving) >= RESOLVING:
-        raise TimeoutError("timed out")
-    thread = threading.Thread(target=run, daemon=True)
+    with _resolving_lock:
+        _resolving[:] = [t for t in _resolving if t.is_alive()]
+        if sum(t.name == name for t in _resolving) >= RESOLVING:
+            raise TimeoutError("timed out")
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
         opening.cut()
         thread.join(QUIT_TIMEOUT)
         if thread.is_alive():
-            _resolving.append(thread)
+            with _resolving_lock:
+                _resolving.append(thread)
         for server in result:
             # Opened in the moment that it was cut
             server.close()

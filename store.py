@@ -28,7 +28,7 @@ from trytond.transaction import Transaction
 from . import files, message
 from .exceptions import EmailQueueError
 
-__all__ = ['Row', 'Store', 'forget', 'slots', 'utc_now']
+__all__ = ['Row', 'Store', 'database_time', 'forget', 'slots', 'utc_now']
 logger = logging.getLogger(__name__)
 
 # The first of the two integers of the module's advisory locks
@@ -282,7 +282,7 @@ class Store:
         return CurrentSetting(SESSION, True) == self._session
 
     def _checked(self, rows):
-        "Return the claimed rows, if it is not for the session that none is"
+        "Return the claimed rows, unless another session claimed none"
         if not rows and self._session:
             (mine,), = self._execute(Select([self._in_session()])).fetchall()
             if not mine:
