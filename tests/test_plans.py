@@ -11,12 +11,15 @@ import unittest
 from contextlib import contextmanager
 from unittest.mock import patch
 
+from sql import Literal
+
 from trytond import backend
 from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME
 
 from ..exceptions import EmailQueueError
 from ..retention import BATCH
+from ..store import Store
 from .tools import QueueTestCase, configured
 
 KINDS = [
@@ -129,6 +132,31 @@ class PlansTestCase(QueueTestCase):
                 for rows in re.findall(
                         r'(?<!Incremental )Sort  \(cost=\S+ rows=(\d+)', plan):
                     self.assertLessEqual(int(rows), BATCH, plan)
+
+    def pages(self, text, params):
+        "Return how many pages the statement reads"
+        with self.transaction() as transaction:
+            cursor = transaction.connection.cursor()
+            cursor.execute(f'EXPLAIN (ANALYZE, BUFFERS) {text}', params)
+            plan = '\n'.join(row[0] for row in cursor)
+            transaction.rollback()
+        # The first is of all; what the planner reads is another matter
+        buffers = re.search(
+            r'Buffers: shared (.*)', plan.partition('Planning:')[0])
+        return sum(map(int, re.findall(
+                    r'(?:hit|read)=(\d+)', buffers[1] if buffers else '')))
+
+    def test_nothing_due(self):
+        "Test an index is not read from end to end either"
+        self.fill()
+        # Or nothing is read, as the session of the run is over
+        with self.statements() as statements, \
+                patch.object(Store, '_in_session', lambda _: Literal(True)):
+            self.send_all()
+        self.assertLess(5, len(statements))
+        for (text, _), params in statements.items():
+            with self.subTest(text):
+                self.assertLess(self.pages(text, params), 40)
 
 
 del QueueTestCase
