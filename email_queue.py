@@ -24,7 +24,7 @@ from . import files, identity, message, notification, policy, sender, smtp
 from .access import QueueWizard, check_writable
 from .exceptions import EmailQueueError, UncertainWarning
 from .retention import Retention
-from .store import forget, utc_now
+from .store import CRASHES_ALONE, database_time, forget, utc_now
 
 logger = logging.getLogger(__name__)
 
@@ -241,8 +241,23 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                     (t.scheduled_at, Index.Range()),
                     (t.id, Index.Range()),
                     where=t.state == 'outbox'),
+                # Those that are sent alone
+                Index(
+                    t,
+                    (t.server, Index.Range()),
+                    (t.priority, Index.Range()),
+                    (t.scheduled_at, Index.Range()),
+                    (t.id, Index.Range()),
+                    where=(t.state == 'outbox')
+                    & (t.crashes >= CRASHES_ALONE)),
                 Index(
                     t, (t.sender, Index.Range()), where=t.state == 'sending'),
+                # Cleaning
+                Index(
+                    t,
+                    (Coalesce(t.write_date, t.create_date), Index.Range()),
+                    (t.id, Index.Range()),
+                    where=t.state == 'cancelled'),
                 Index(t, (t.message_id, Index.Equality())),
                 # A search by the ORM
                 Index(t, (Coalesce(t.message_id, ''), Index.Equality())),
@@ -609,7 +624,9 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         if server not in policy.servers():
             raise message.ArgumentError(
                 'server', str(server), 'msg_server_unknown')
-        now = dt.datetime.now()
+        now = None
+        if not (scheduled_at is expires_at is None):
+            now = database_time()
         if scheduled_at is not None:
             scheduled_at = _instant('scheduled_at', scheduled_at, now)
         if expires_at is not None:

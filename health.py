@@ -1,12 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """How the queue is: its numbers, whether they are good, and who is told."""
-import datetime as dt
 from typing import NamedTuple
 
 from sql import Literal
-from sql.aggregate import Count, Sum
-from sql.conditionals import Case, Coalesce
+from sql.aggregate import Count
 
 from trytond.i18n import gettext, ngettext
 from trytond.model import ModelSQL
@@ -16,6 +14,7 @@ from trytond.transaction import Transaction, without_check_access
 from . import identity
 from .notification import ACTION, ICON
 from .policy import Settings
+from .store import Store, database_time
 
 __all__ = ['Numbers', 'monitor']
 
@@ -92,24 +91,25 @@ class Health(ModelSQL):
     def measure(cls):
         "Return the numbers of the queue"
         settings = Settings.read()
-        t = Pool().get('email.queue').__table__()
-        now = dt.datetime.now()
-        is_due = t.scheduled_at <= now
+        EmailQueue = Pool().get('email.queue')
+        t = EmailQueue.__table__()
+        now = database_time()
         number = Count(Literal(1))
         due = waiting = 0
         oldest = now
-        # One after another as each state has an index of its own. What is
-        # with a sender that died is as late as what waits for one.
+        # One after another as each has an index of its own. What is with a
+        # sender that died is as late as what waits for one.
         for state in ['outbox', 'sending']:
-            due_in, waiting_in = _fetch(t.select(
-                    Coalesce(Sum(Case((is_due, 1), else_=0)), 0), number,
-                    where=t.state == state))
-            due += due_in
+            waiting_in, = _fetch(t.select(number, where=t.state == state))
             waiting += waiting_in
+        for where in [t.state == 'sending', *Store(EmailQueue).queues(t)]:
+            where &= t.scheduled_at <= now
+            due_in, = _fetch(t.select(number, where=where))
+            due += due_in
             if due_in:
                 # Not the minimum: on SQLite that is no time
                 oldest = min(oldest, *_fetch(t.select(
-                            t.scheduled_at, where=(t.state == state) & is_due,
+                            t.scheduled_at, where=where,
                             order_by=[t.scheduled_at], limit=1)))
         failed, = _fetch(t.select(number, where=t.state == 'failed'))
         return Numbers(

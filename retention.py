@@ -25,7 +25,7 @@ from .access import QueueWizard, check_writable
 from .exceptions import EmailQueueError
 from .files import purge
 from .policy import Settings
-from .store import Tuple, forget
+from .store import Tuple, database_time, forget
 
 __all__ = ['Erased', 'Retention']
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def _update_idle(t, id_, where, msg, file_id):
 def _ago(days):
     "Return the time so many days ago, None for never"
     try:
-        return dt.datetime.now() - dt.timedelta(days=days) if days else None
+        return database_time() - dt.timedelta(days=days) if days else None
     except OverflowError:
         return None
 
@@ -354,7 +354,7 @@ class _Address:
                 values['to_addrs'], values['accepted'], values['refused']):
             if values['refused']:
                 return {'state': 'failed'}
-            return {'state': 'sent', 'sent_at': dt.datetime.now()}
+            return {'state': 'sent', 'sent_at': database_time()}
         return {}
 
     def _without(self, name, text):

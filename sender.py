@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import trytond.config as config
 from trytond import backend
 from trytond.i18n import gettext
 from trytond.pool import Pool
@@ -40,6 +41,10 @@ BY_HAND_SECONDS = 10
 # In a row without anything to claim, though something is due
 IDLE_RUNS = 2
 _troubled_at = {}
+# Of a thread: its transaction, and the sender's
+CONNECTIONS_EACH = 2
+# The caller's, and those that listen for the cache and the bus
+CONNECTIONS_BESIDE = 3
 ALIKE_DELAY = dt.timedelta(minutes=5)
 NOT_CONFIGURED = 'The server "{}" is not configured.'
 
@@ -153,7 +158,7 @@ class Sender:
 
     def _settle(self, pairs):
         # What is recorded together has one time
-        self._now = dt.datetime.now()
+        self._now = self.store.now()
         now = time.monotonic()
         self._pace.finished(len(pairs))
         for id_, outcome in pairs:
@@ -258,7 +263,7 @@ class Sender:
                 break
         return not (
             self._stopping.is_set()
-            or row.expired(dt.datetime.now())
+            or row.expired(self.store.now())
             or time.monotonic() - self.store.used_at > FENCE_SECONDS)
 
 
@@ -370,12 +375,25 @@ def run(Model):
         errors, names = [], [n for n in names if not _in_trouble(n)]
     else:
         errors = _missing(Model, names)
-    if len(names) > 1 and Transaction().database.has_select_for():
+    if (len(names) > 1 and Transaction().database.has_select_for()
+            and _enough_connections(len(names))):
         errors += _drain_side_by_side(
             Model, names, run_time, TASK_SECONDS if is_task else run_time)
     else:
         errors += _drain_in_turn(Model, names, run_time)
     _tell(errors)
+
+
+def _enough_connections(servers):
+    "Return whether the servers can have their threads"
+    needed = servers * CONNECTIONS_EACH + CONNECTIONS_BESIDE
+    allowed = config.getint('database', 'maxconn', default=64)
+    if allowed < needed:
+        logger.warning(
+            "one server after another is sent to: maxconn is %d, "
+            "for %d servers side by side %d are needed",
+            allowed, servers, needed)
+    return allowed >= needed
 
 
 def _check_copy(settings):
@@ -601,9 +619,9 @@ def _send(store, email, settings, server):
     for row in store.claim_record(email.id):
         identity.remember()
         outcome = None
-        if not row.expired(dt.datetime.now()):
+        if not row.expired(store.now()):
             outcome = _send_row(store.Model, row, settings, server)
-        row = after(row, outcome, dt.datetime.now(), settings)
+        row = after(row, outcome, store.now(), settings)
         store.record([row])
         _log_row(row)
         return row

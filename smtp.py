@@ -7,10 +7,13 @@ Knows no database and no pool. What becomes of a message is an
 """
 import logging
 import math
+import os
 import re
 import smtplib
+import socket
 import threading
 import time
+import types
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,6 +36,8 @@ REPLY_LINES = 100
 WORDS_LENGTH = 500
 # Connecting, TLS, EHLO and login together, in time-outs of one step
 OPENING_STEPS = 3
+# Threads of a server that may wait for a name server which does not answer
+RESOLVING = 10
 QUIT_TIMEOUT = 5
 
 # The server wants another login or another transport (RFC 4954 6)
@@ -276,49 +281,199 @@ class Client:
         if self._session and self._session.messages >= self.messages:
             self.close()
         if not self._session:
-            server = _within(OPENING_STEPS * self.timeout, self._connect)
+            server = _open(
+                OPENING_STEPS * self.timeout, self._connect,
+                server_name(self.uri))
             self._session = _Session(
                 server, self.timeout, self.data_timeout, self.verdict,
                 pipelining and server.has_extn('pipelining'))
         return self._session
 
-    def _connect(self):
+    def _connect(self, opening):
         server, self._server = self._server, None
-        if not (server and server.sock):
+        if server and server.sock:
+            opening.watch(server.sock)
+        else:
             uri = self.uri
             if not _timeout.search(uri):
                 seconds = math.ceil(self.timeout)
                 uri += f'{"&" if "?" in uri else "?"}timeout={seconds}'
-            server = get_smtp_server(uri, strict=True)
-        server.ehlo_or_helo_if_needed()
+            server = opening.connect(uri)
+        # The session has bounds of its own
+        file = server.file or server.sock.makefile('rb')
+        server.file = _Lines(file)
+        try:
+            server.ehlo_or_helo_if_needed()
+        except BaseException:
+            server.close()
+            raise
+        server.file = file
         return server
 
 
-def _within(seconds, connect):
-    """Return what ``connect`` returns unless it takes longer.
+class _Opening:
+    """A connection until the end of its login, which can be cut at any time.
 
     smtplib starts its time-out anew with every byte that arrives.
     """
-    result, error, given_up = [], [], threading.Event()
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._is_cut = False
+        self._handles = []
+
+    def watch(self, sock):
+        "Let the connection of ``sock`` end when the opening is cut"
+        # A handle of its own, as TLS takes the socket's away
+        handle = socket.socket(fileno=os.dup(sock.fileno()))
+        with self._lock:
+            self._handles.append(handle)
+            if self._is_cut:
+                self._shut()
+
+    def cut(self):
+        with self._lock:
+            self._is_cut = True
+            self._shut()
+
+    def _shut(self):
+        for handle in self._handles:
+            try:
+                handle.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                # Not connected, or not any more
+                pass
+
+    def end(self):
+        "Return whether the opening has come to its end without being cut"
+        with self._lock:
+            for handle in self._handles:
+                handle.close()
+            self._handles.clear()
+            return not self._is_cut
+
+    def connect(self, uri):
+        """Return what ``get_smtp_server`` returns for the URI.
+
+        It takes no class of connections: its code is run with a ``smtplib``
+        whose classes tell their sockets.
+        """
+        opening, servers = self, []
+
+        class SMTP(smtplib.SMTP):
+
+            def __init__(self, *args, **kwargs):
+                servers.append(self)
+                super().__init__(*args, **kwargs)
+
+            def _get_socket(self, host, port, timeout):
+                return opening.socket_to(host, port, timeout)
+
+            def getreply(self):
+                if self.file is None and self.sock:
+                    self.file = _Lines(self.sock.makefile('rb'))
+                return super().getreply()
+
+        class SMTP_SSL(smtplib.SMTP_SSL, SMTP):
+            pass
+
+        names = {**vars(smtplib), 'SMTP': SMTP, 'SMTP_SSL': SMTP_SSL}
+        get_server = types.FunctionType(
+            get_smtp_server.__code__,
+            {**get_smtp_server.__globals__,
+                'smtplib': types.SimpleNamespace(**names)},
+            argdefs=get_smtp_server.__defaults__,
+            closure=get_smtp_server.__closure__)
+        try:
+            server = get_server(uri, strict=True)
+        except BaseException:
+            # Neither closes what fails after the connection was made
+            for server in servers:
+                server.close()
+            raise
+        if isinstance(server.file, _Lines):
+            server.file = server.file.file
+        return server
+
+    def socket_to(self, host, port, timeout):
+        "Return a connected socket that is watched from before it connects"
+        error = OSError("no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(timeout)
+                self.watch(sock)
+                if self._is_cut:
+                    raise TimeoutError("timed out")
+                sock.connect(address)
+                return sock
+            except OSError as e:
+                sock.close()
+                error = e
+        raise error
+
+
+class _Lines:
+    "The file of a connection which is read for so many lines only"
+
+    def __init__(self, file):
+        self.file = file
+        self._left = OPENING_STEPS * REPLY_LINES
+
+    def readline(self, size):
+        self._left -= 1
+        if self._left < 0:
+            raise _Lost("an answer without end", silent=True)
+        return self.file.readline(size)
+
+    def close(self):
+        self.file.close()
+
+
+# Nothing can interrupt a thread that waits for the name server
+_resolving = []
+_resolving_lock = threading.Lock()
+
+
+def _open(seconds, connect, name):
+    """Return what ``connect`` returns for an :class:`_Opening`.
+
+    :param name: of the server, by which the threads that hang are counted.
+
+    :raises TimeoutError: it takes longer. Its connection is closed.
+    """
+    opening, result, error = _Opening(), [], []
 
     def run():
+        server = None
         try:
-            server = connect()
-        except Exception as e:
-            error.append(e)
-        else:
+            server = connect(opening)
             result.append(server)
-            if given_up.is_set():
-                server.close()
+        except BaseException as e:
+            error.append(e)
+        if not opening.end() and server:
+            server.close()
 
-    thread = threading.Thread(target=run, daemon=True)
+    with _resolving_lock:
+        _resolving[:] = [t for t in _resolving if t.is_alive()]
+        if sum(t.name == name for t in _resolving) >= RESOLVING:
+            raise TimeoutError("timed out")
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     thread.join(seconds)
+    if thread.is_alive():
+        opening.cut()
+        thread.join(QUIT_TIMEOUT)
+        if thread.is_alive():
+            with _resolving_lock:
+                _resolving.append(thread)
+        for server in result:
+            # Opened in the moment that it was cut
+            server.close()
+        raise TimeoutError("timed out")
     if error:
         raise error[0]
-    if not result:
-        given_up.set()
-        raise TimeoutError("timed out")
     return result[0]
 
 
@@ -651,6 +806,8 @@ def _printable(text):
 
 def _words(error):
     "Return what an error says, without anything of the configuration"
+    if isinstance(error, _Lost):
+        return error.words
     if isinstance(error, smtplib.SMTPResponseException):
         return f'{error.smtp_code} {_printable(error.smtp_error)}'
     if isinstance(error, TimeoutError) or str(error).endswith('timed out'):

@@ -21,17 +21,22 @@ from sql.conditionals import Case
 from sql.functions import AtTimeZone, CurrentTimestamp, Function
 
 from trytond import backend
+from trytond.i18n import gettext
 from trytond.model import fields
 from trytond.transaction import Transaction
 
 from . import files, message
+from .exceptions import EmailQueueError
 
-__all__ = ['Row', 'Store', 'forget', 'slots', 'utc_now']
+__all__ = ['Row', 'Store', 'database_time', 'forget', 'slots', 'utc_now']
 logger = logging.getLogger(__name__)
 
 # The first of the two integers of the module's advisory locks
 LOCK_CLASS = zlib.crc32(b'email_queue') - 2 ** 31
 NAMED_SLOTS = 2 ** 30
+# The setting of PostgreSQL that a sender marks its session with
+SESSION = 'email_queue.session'
+SESSION_TRIES = 3
 BEAT_SECONDS = 1
 # Either end of the connection notices within a minute that the other is gone
 KEEPALIVE = {'idle': 20, 'interval': 10, 'count': 4}
@@ -134,9 +139,33 @@ class Unlock(Function):
     _function = 'pg_advisory_unlock'
 
 
+class BackendPid(Function):
+    __slots__ = ()
+    _function = 'pg_backend_pid'
+
+
+class CurrentSetting(Function):
+    __slots__ = ()
+    _function = 'current_setting'
+
+
+class SetConfig(Function):
+    __slots__ = ()
+    _function = 'set_config'
+
+
 class Tuple(Function):
     __slots__ = ()
     _function = ''
+
+
+def database_time():
+    "Return what ``utc_now`` is in the current transaction, as a datetime"
+    if backend.name != 'postgresql':
+        return dt.datetime.now()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*Select([utc_now()]))
+    return cursor.fetchone()[0]
 
 
 class Store:
@@ -158,6 +187,8 @@ class Store:
         self.database = transaction.database
         self.has_locks = self.database.has_select_for()
         self.number = None
+        self._session = None
+        self._clock = database_time(), time.monotonic()
         self.used_at = time.monotonic()
         self._beaten_at = self.used_at
         self._places = {}
@@ -177,9 +208,15 @@ class Store:
     # The slot
 
     def take(self, numbers):
-        "Take one of the slots and return whether one was free"
+        """Take one of the slots and return whether one was free.
+
+        :raises EmailQueueError: the connection has no session of its own.
+        """
         if self.has_locks:
+            self._begin_session()
             self.number = next(filter(self._lock, numbers), None)
+            if self.number is None:
+                self._set_session('')
         elif not self._others():
             self.number = random.getrandbits(31)
         return self.number is not None
@@ -196,10 +233,66 @@ class Store:
         if self.has_locks:
             try:
                 self._unlock(self.number)
+                self._set_session('')
             except backend.DatabaseOperationalError:
                 # Lost with the connection
                 pass
         self.number = None
+
+    # Behind a pooler like PgBouncer each transaction may have another session.
+    # A lock would stay with one that others use, and keep nobody away.
+
+    def _check_pooler(self):
+        pid, name = self._execute(Select([
+                    BackendPid(), CurrentSetting(SESSION, True)])).fetchone()
+        # A pooler does not tell the pid of a server process
+        if (pid != self.connection.info.backend_pid
+                and (name or self._is_lent(pid))):
+            raise _no_session()
+
+    def _is_lent(self, pid):
+        "Return whether another transaction moves the session, or gets it"
+        try:
+            other = self.database.get_connection()
+        except backend.DatabaseOperationalError:
+            # The claims will show it
+            return False
+        try:
+            for _ in range(SESSION_TRIES):
+                cursor = other.cursor()
+                cursor.execute(*Select([BackendPid()]))
+                other_pid, = cursor.fetchone()
+                own_pid, = self._execute(Select([BackendPid()])).fetchone()
+                other.rollback()
+                if other_pid == pid or own_pid != pid:
+                    return True
+            return False
+        finally:
+            self.database.put_connection(other)
+
+    def _begin_session(self):
+        self._check_pooler()
+        self._session = f'{random.getrandbits(64):x}'
+        self._set_session(self._session)
+
+    def _set_session(self, name):
+        self._execute(Select([SetConfig(SESSION, name, False)]))
+
+    def _in_session(self):
+        return CurrentSetting(SESSION, True) == self._session
+
+    def _checked(self, rows):
+        "Return the claimed rows, unless another session claimed none"
+        if not rows and self._session:
+            (mine,), = self._execute(Select([self._in_session()])).fetchall()
+            if not mine:
+                raise _no_session()
+        return rows
+
+    def now(self):
+        "Return the time by the clock of the database, as naive UTC"
+        now, at = self._clock
+        return now + dt.timedelta(seconds=time.monotonic() - at)
 
     def _lock(self, number):
         (locked,), = self._execute(
@@ -233,6 +326,8 @@ class Store:
 
     def recover(self):
         "Put back what senders held that are dead"
+        if self.has_locks and not self._session:
+            self._check_pooler()
         t = self.Model.__table__()
         numbers = self._execute(t.select(
                 t.sender, where=t.state == 'sending',
@@ -251,27 +346,42 @@ class Store:
         where = (t.state == 'sending') & (t.sender == number)
         if not self.has_locks:
             where &= t.write_date < _ago(ORPHANED_SECONDS)
-        cursor = self._execute(t.update(
-                [t.state, t.crashes, t.error, t.write_date],
-                [
+        cursor = self._execute(self._update_unlocked(
+                t, [t.state, t.crashes, t.error, t.write_date], [
                     Case((failed, 'failed'), else_='outbox'),
                     crashes,
                     Case((failed, "its senders died"), else_=t.error),
                     utc_now(),
-                    ],
-                where=where))
+                    ], where))
         if cursor.rowcount:
             logger.warning(
                 "put back %d emails whose sender died", cursor.rowcount)
 
+    def _update_unlocked(self, table, columns, values, where):
+        "Return the update of the rows that nobody has locked"
+        if not self.has_locks:
+            return table.update(columns, values, where=where)
+        For = self.database.get_select_for_skip_locked()
+        unlocked = With(query=table.select(
+                table.id, where=where, for_=For('UPDATE')))
+        return table.update(
+            columns, values, with_=[unlocked],
+            where=table.id.in_(unlocked.select(unlocked.id)))
+
     # Claiming
 
     def has_due(self):
+        return any(map(self._has_due, self.priorities))
+
+    def _has_due(self, priority):
         t = self.Model.__table__()
-        return bool(self._execute(t.select(
-                    t.id,
-                    where=self._due(t) & (t.crashes < CRASHES_ALONE),
-                    limit=1)).fetchone())
+        return self._execute(t.select(
+                t.id,
+                where=self._due(t) & (t.priority == priority)
+                & (t.crashes < CRASHES_ALONE),
+                # Of the index, or PostgreSQL may rather read the table
+                order_by=[t.server, t.priority, t.scheduled_at, t.id],
+                limit=1)).fetchone()
 
     def claim(self, limit, size):
         """Claim the next due rows and return them in the order of sending.
@@ -300,18 +410,18 @@ class Store:
                 break
         else:
             self._restart()
-        return rows
+        return self._checked(rows)
 
     def claim_alone(self):
         "Claim the next row that its senders died with"
         t = self.Model.__table__()
-        return self._claim(
-            t, self._due(t) & (t.crashes >= CRASHES_ALONE), limit=1)
+        return self._checked(self._claim(
+                t, self._due(t) & (t.crashes >= CRASHES_ALONE), limit=1))
 
     def claim_record(self, id_):
         t = self.Model.__table__()
-        return self._claim(
-            t, (t.state == 'outbox') & (t.id == id_), limit=1)
+        return self._checked(self._claim(
+                t, (t.state == 'outbox') & (t.id == id_), limit=1))
 
     def _restart(self):
         # The scheduler's own transaction keeps the index entries of rows that
@@ -328,6 +438,8 @@ class Store:
     def _claim(self, t, where, limit, size=1):
         # IS NULL is no constant to PostgreSQL: without the server it sorts
         order = [t.server, t.priority, t.scheduled_at, t.id]
+        if self._session:
+            where &= self._in_session()
         candidates = t.select(
             t.id, t.size, t.priority, t.scheduled_at,
             where=where, order_by=order, limit=limit)
@@ -386,12 +498,20 @@ class Store:
             names.append(name)
         return names[:-1]
 
+    def queues(self, table):
+        "Yield the condition of each server and priority in the outbox"
+        for server in [None, *self.servers()]:
+            for priority in self.priorities:
+                yield (
+                    (table.state == 'outbox') & (table.server == server)
+                    & (table.priority == priority))
+
     def explain(self, server, words):
         "Show words as the error of the rows that wait for a server"
         t = self.Model.__table__()
-        self._execute(t.update(
-                [t.error, t.write_date], [words, utc_now()],
-                where=(t.state == 'outbox') & (t.server == server)
+        self._execute(self._update_unlocked(
+                t, [t.error, t.write_date], [words, utc_now()],
+                (t.state == 'outbox') & (t.server == server)
                 & ((t.error == Null) | (t.error != words))))
         forget(Transaction())
 
@@ -465,6 +585,12 @@ class Store:
             files.purge(self.Model)
         except Exception:
             logger.exception("files are left to the daily job")
+
+
+def _no_session():
+    return EmailQueueError(
+        gettext('email_queue.msg_no_session'),
+        gettext('email_queue.msg_no_session_description'))
 
 
 def _ago(seconds):

@@ -287,6 +287,30 @@ def cleaning(database, count=1000):
     return 1e3 * (result['ended'] - result['started'])
 
 
+def task(bench):
+    return [(
+            tasks(bench.small, bench.number(300000)),
+            tasks(bench.small, 0))]
+
+
+def tasks(database, later):
+    "Return the milliseconds of a worker's task beside what is for tomorrow"
+    database.execute('TRUNCATE email_queue')
+    database.fill(
+        SMALL, later, msg="''::bytea",
+        scheduled_at="now() AT TIME ZONE 'UTC' "
+        "+ interval '1 day' + i * interval '1 ms'")
+    database.settle()
+    with Sink() as sink:
+        with database.program(
+                'drain.py', 'tasks', EMAIL__URI=sink.uri) as program:
+            program.go()
+            seconds = program.result()['tasks']
+        if database.count('sent') != len(seconds):
+            raise Void(f"not all of {len(seconds)} are recorded as sent")
+    return 1e3 * median(seconds)
+
+
 def memory(bench):
     count = bench.number(1000)
     peaks = []
@@ -354,6 +378,9 @@ FIGURES = {
             Line("Deleting the oldest 1,000 of its emails",
                 'ms', ratio, '<=', 2),
             ]),
+    'task': (task, [Line(
+                "A worker's task, beside 300,000 for tomorrow and none",
+                'ms', ratio, '<=', 1.5)]),
     'memory': (memory, [Line(
                 "Peak of memory, messages of 200 kB, beside 2 KB",
                 'MiB', difference, '<=', 40, ' MiB')]),

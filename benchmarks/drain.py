@@ -3,10 +3,11 @@
 # this repository contains the full copyright notices and license terms.
 """Drain the queue once, in a process of its own.
 
-    drain.py DATABASE send_all|scheduler|clean
+    drain.py DATABASE send_all|scheduler|clean|tasks
 
 It says "ready", waits for a line, and prints what it did as JSON: when it
-started and ended, when how many had been recorded, and its peak of memory.
+started and ended, when how many had been recorded, its peak of memory, and
+the seconds of each task of a worker.
 Like a process that is up for some time it has seen the queue before, so the
 queue must be empty when it starts, except for the scheduler.
 """
@@ -15,6 +16,8 @@ import re
 import sys
 import time
 from pathlib import Path
+
+from messages import FROM_ADDR, TO_ADDR, template
 
 from trytond.pool import Pool
 from trytond.transaction import Transaction
@@ -32,6 +35,20 @@ def scheduler(database):
 def clean(database):
     with Transaction().start(database, 0):
         Pool(database).get('email.queue').clean()
+
+
+def tasks(database, count=20):
+    "Queue so many emails, each with its task, and return the tasks' seconds"
+    seconds, message = [], template(2048)
+    for _ in range(count):
+        with Transaction().start(database, 0):
+            email, = Pool(database).get('email.queue').queue_mail(
+                FROM_ADDR, [TO_ADDR], message)
+        started = time.perf_counter()
+        with Transaction().start(database, 0):
+            type(email).send_queued([email])
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def peak():
@@ -58,13 +75,18 @@ def main(database, way):
     print('ready', flush=True)
     sys.stdin.readline()
     started = time.monotonic()
-    {'send_all': send_all, 'scheduler': scheduler, 'clean': clean}[way](
-        database)
+    result = {
+        'send_all': send_all,
+        'scheduler': scheduler,
+        'clean': clean,
+        'tasks': tasks,
+        }[way](database)
     print(json.dumps({
                 'started': started,
                 'ended': time.monotonic(),
                 'recorded': recorded,
                 'peak': peak(),
+                'tasks': result,
                 }))
 
 

@@ -1,0 +1,162 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What a large queue costs that has nothing to do.
+
+A tenth of the rows that the issue is about: 30,000 for the future, 30,000
+sent, 10,000 cancelled. They fill hundreds of pages, where PostgreSQL already
+prefers an index that fits, and they are there in two seconds.
+"""
+import re
+import unittest
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from sql import Literal
+
+from trytond import backend
+from trytond.pool import Pool
+from trytond.tests.test_tryton import DB_NAME
+
+from ..exceptions import EmailQueueError
+from ..retention import BATCH
+from ..store import Store
+from .tools import QueueTestCase, configured
+
+KINDS = [
+    # State, number, due at
+    ('outbox', 30000, "now() + interval '1 day'"),
+    ('sent', 30000, "now()"),
+    ('cancelled', 10000, "now()"),
+    ]
+
+
+@unittest.skipUnless(backend.name == 'postgresql', "it has other plans")
+class PlansTestCase(QueueTestCase):
+
+    def vacuum(self):
+        # As autovacuum does
+        database = backend.Database(DB_NAME)
+        connection = database.get_connection(autocommit=True)
+        try:
+            connection.cursor().execute('VACUUM ANALYZE email_queue')
+        finally:
+            database.put_connection(connection)
+
+    def fill(self):
+        with self.transaction() as transaction:
+            cursor = transaction.connection.cursor()
+            # VACUUM leaves what is not yet on the disk
+            cursor.execute('SET LOCAL synchronous_commit = on')
+            for state, count, due in KINDS:
+                cursor.execute(f"""
+                    INSERT INTO email_queue (from_addr, to_addrs, size,
+                        priority, scheduled_at, attempts, crashes, state,
+                        sent_at, create_date, message_id)
+                    SELECT 'shop@example.com', 'jane@example.com', 1,
+                        (ARRAY['10', '20', '30'])[1 + i % 3],
+                        ({due}) AT TIME ZONE 'UTC', 0, 0, '{state}',
+                        CASE WHEN '{state}' = 'sent' THEN
+                            now() AT TIME ZONE 'UTC' END,
+                        now() AT TIME ZONE 'UTC', i::text
+                    FROM generate_series(1, {count}) AS i""")
+        self.vacuum()
+
+    def prepare(self):
+        "Something of everything to do"
+        for to_addrs in [
+                'jane@example.com', 'rcpt-450@example.com',
+                'rcpt-550@example.com']:
+            self.queue(to_addrs)
+        self.queue(sensitive=True)
+        with configured(uri_x=self.server.uri):
+            self.queue(server='x')
+        orphan, lone, old, cancelled = [self.queue() for _ in range(4)]
+        with self.transaction() as transaction:
+            cursor = transaction.connection.cursor()
+            cursor.execute(
+                "UPDATE email_queue SET state = 'sending', sender = 77 "
+                "WHERE id = %s", [orphan])
+            cursor.execute(
+                "UPDATE email_queue SET crashes = 3 WHERE id = %s", [lone])
+            cursor.execute(
+                "UPDATE email_queue SET state = 'sent', "
+                "sent_at = now() - interval '1 year' WHERE id = %s", [old])
+            cursor.execute(
+                "UPDATE email_queue SET state = 'cancelled', write_date = "
+                "now() - interval '1 year' WHERE id = %s", [cancelled])
+
+    @contextmanager
+    def statements(self):
+        "Collect what is executed that has to do with the queue"
+        from trytond.backend.postgresql.database import LoggingCursor
+        execute, executed = LoggingCursor.execute, {}
+
+        def collect(cursor, query, params=None, **kwargs):
+            text = str(query)
+            if ('"email_queue"' in text
+                    and text.split()[0] in {
+                        'SELECT', 'UPDATE', 'DELETE', 'WITH'}):
+                executed[text, str(params)] = params
+            return execute(cursor, query, params, **kwargs)
+
+        with patch.object(LoggingCursor, 'execute', collect):
+            yield executed
+
+    def plans(self, statements):
+        with self.transaction(readonly=True) as transaction:
+            cursor = transaction.connection.cursor()
+            for (text, _), params in statements.items():
+                cursor.execute(f'EXPLAIN {text}', params)
+                yield text, '\n'.join(row[0] for row in cursor)
+
+    def test_statements(self):
+        "Test no table is read from end to end, and nothing large is sorted"
+        self.fill()
+        self.prepare()
+        with self.statements() as statements:
+            with self.assertRaises(EmailQueueError):
+                # The server of one is not configured
+                self.send_all()
+            sent = len(statements)
+            with self.transaction():
+                Pool().get('email.queue.health').watch()
+            watched = len(statements)
+            with self.transaction():
+                Pool().get('email.queue').clean()
+        self.assertLess(10, sent)
+        self.assertLess(sent, watched)
+        self.assertLess(watched, len(statements))
+        for text, plan in self.plans(statements):
+            with self.subTest(text):
+                self.assertNotIn('Seq Scan on email_queue', plan, plan)
+                for rows in re.findall(
+                        r'(?<!Incremental )Sort  \(cost=\S+ rows=(\d+)', plan):
+                    self.assertLessEqual(int(rows), BATCH, plan)
+
+    def pages(self, text, params):
+        "Return how many pages the statement reads"
+        with self.transaction() as transaction:
+            cursor = transaction.connection.cursor()
+            cursor.execute(f'EXPLAIN (ANALYZE, BUFFERS) {text}', params)
+            plan = '\n'.join(row[0] for row in cursor)
+            transaction.rollback()
+        # The first is of all; what the planner reads is another matter
+        buffers = re.search(
+            r'Buffers: shared (.*)', plan.partition('Planning:')[0])
+        return sum(map(int, re.findall(
+                    r'(?:hit|read)=(\d+)', buffers[1] if buffers else '')))
+
+    def test_nothing_due(self):
+        "Test an index is not read from end to end either"
+        self.fill()
+        # Or nothing is read, as the session of the run is over
+        with self.statements() as statements, \
+                patch.object(Store, '_in_session', lambda _: Literal(True)):
+            self.send_all()
+        self.assertLess(5, len(statements))
+        for (text, _), params in statements.items():
+            with self.subTest(text):
+                self.assertLess(self.pages(text, params), 40)
+
+
+del QueueTestCase
