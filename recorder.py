@@ -157,6 +157,7 @@ class Recorder:
         self._locked_at = self._looked_at = None
         self._failed_at = None
         self._arrived = 0
+        self._is_open = False
         self.recorded_at = 0
 
     def add(self, row):
@@ -225,6 +226,7 @@ class Recorder:
             locked = self._record_unlocked(rows)
         for row in rows:
             self._rows.pop(row.id, None)
+        self._is_open = False
         for row in locked:
             self._lock(row)
         self._gate.recorded(
@@ -236,7 +238,8 @@ class Recorder:
     def _record_unlocked(self, rows):
         "Record rows and return those that somebody has locked"
         try:
-            self._store.repeats = self.is_behind
+            # Set where the last one has failed or was interrupted
+            self._store.repeats, self._is_open = self._is_open, True
             self._store.record(rows)
         except self._store.Error as error:
             if not self._store.is_locked_out(error):

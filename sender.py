@@ -62,7 +62,7 @@ class Sender:
         self._caller = caller
         self._recorder = Recorder(store, self._gate, settings, caller.touch)
         self._stopping = threading.Event()
-        self._stopped_early = self._is_interrupted = self._is_blocked = False
+        self._stopped_early = self._is_blocked = False
         self._suspects = Suspects()
         self._patience = Patience()
         self._pace = Pace(settings.connections)
@@ -223,15 +223,10 @@ class Sender:
             self._work.put(None)
 
     def _join(self):
-        "Wait for the threads, but not after an interrupt"
-        try:
-            for thread in self._threads:
-                while thread.is_alive() and not self._is_interrupted:
-                    thread.join(BEAT_SECONDS)
-                    self._keep_slot()
-        except BaseException:
-            self._is_interrupted = True
-            raise
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(BEAT_SECONDS)
+                self._keep_slot()
 
     def _give_back(self):
         "Give back what has not been handed over"

@@ -206,7 +206,11 @@ class Store:
 
     def close(self):
         "Give the connection back as others expect it, without a slot"
-        if self.has_locks and not self.connection.closed:
+        if not self.has_locks:
+            pass
+        elif not self._is_ready:
+            self.connection.close()
+        else:
             try:
                 _reset_session(self.connection)
             except self.Error:
@@ -221,9 +225,16 @@ class Store:
 
     @property
     def is_lost(self):
-        "Whether the connection with the lock of the slot is lost"
+        "Whether the connection with the lock of the slot is of no more use"
         return self.has_locks and (
-            self.connection.closed or self._holder is not self.connection)
+            self._holder is not self.connection or not self._is_ready)
+
+    @property
+    def _is_ready(self):
+        # An interrupt may have come in the middle of a statement
+        info = self.connection.info
+        return (info.transaction_status.name == 'IDLE'
+            and info.pipeline_status.name == 'OFF')
 
     @staticmethod
     def is_locked_out(error):
@@ -281,7 +292,8 @@ class Store:
         The server may not know yet that the old connection is lost. Its
         backend is ended, so that the slot is free at once.
         """
-        if self.connection.closed:
+        if not self._is_ready:
+            self.connection.close()
             transaction = Transaction()
             connection = self.database.get_connection(autocommit=True)
             self.database.put_connection(self.connection)
