@@ -23,6 +23,8 @@ class Wire:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.RLock()
         self._peers = {}
+        # The ends at servers that know nothing
+        self._lost = []
         self._is_cut = self._is_over = False
 
     def __enter__(self):
@@ -36,7 +38,7 @@ class Wire:
     def __exit__(self, *args):
         self._is_over = True
         self._thread.join()
-        for sock in [self._listener, *self._peers]:
+        for sock in [self._listener, *self._peers, *self._lost]:
             sock.close()
 
     def cut(self):
@@ -50,18 +52,18 @@ class Wire:
     def drop_clients(self):
         "Let the clients find their connections lost, but not the server"
         with self._lock:
-            for client in [s for s in self._peers if self._is_client(s)]:
+            for client in list(filter(self._is_client, self._peers)):
+                self._lost.append(self._peers[client])
                 self._forget(client)
-                self._forget(self._peers[client])
                 client.close()
 
     def _is_client(self, sock):
-        return (sock in self._selector.get_map()
-            and sock.getsockname()[1] == self.port)
+        return sock.getsockname()[1] == self.port
 
     def _forget(self, sock):
-        if sock in self._selector.get_map():
-            self._selector.unregister(sock)
+        for end in [sock, self._peers[sock]]:
+            self._selector.unregister(end)
+            del self._peers[end]
 
     def _run(self):
         while not self._is_over:
@@ -70,9 +72,10 @@ class Wire:
                 continue
             for key, _ in self._selector.select(.05):
                 with self._lock:
-                    if (not self._is_cut
-                            and key.fileobj in self._selector.get_map()):
-                        self._pass_on(key.fileobj)
+                    sock = key.fileobj
+                    if not self._is_cut and (
+                            sock is self._listener or sock in self._peers):
+                        self._pass_on(sock)
 
     def _pass_on(self, sock):
         if sock is self._listener:
@@ -88,6 +91,7 @@ class Wire:
         except OSError:
             data = b''
         if not data:
-            for end in [sock, self._peers[sock]]:
-                self._forget(end)
+            peer = self._peers[sock]
+            self._forget(sock)
+            for end in [sock, peer]:
                 end.close()
