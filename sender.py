@@ -14,7 +14,6 @@ import time
 from contextlib import contextmanager
 
 import trytond.config as config
-from trytond import backend
 from trytond.i18n import gettext
 from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
@@ -24,6 +23,7 @@ from .exceptions import EmailQueueError
 from .policy import (
     ALIKE, RECORD_SECONDS, Deadline, Pace, Patience, Settings, Suspects,
     Throttle, after, server_uri, servers)
+from .recorder import Gate, NotRecorded, Recorder, insist
 from .store import BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots
 
 __all__ = ['in_trouble', 'run', 'send']
@@ -52,30 +52,30 @@ NOT_CONFIGURED = 'The server "{}" is not configured.'
 class Sender:
     """A run that holds a slot.
 
-    The threads take rows from ``_work``, until it is None, and put pairs of
-    the row's id and the outcome in ``_results``; the outcome is None where
-    the row was not handed over.
+    The threads take rows from ``_work``, until it is None, and tell what
+    became of them to ``_gate``, where they also wait for the records.
     """
 
-    def __init__(self, store, settings, deadline):
+    def __init__(self, store, settings, deadline, caller):
         self.store = store
         self.number = store.number
         self.trouble = None
         self.accepted = False
-        self.unrecorded = []
         self.failed = []
         self._settings = settings
         self._deadline = deadline
         self._held = {}
         self._work = queue.SimpleQueue()
-        self._results = queue.SimpleQueue()
+        self._gate = Gate(settings.connections)
+        self._caller = caller
+        self._recorder = Recorder(store, self._gate, settings, caller.touch)
         self._stopping = threading.Event()
+        self._stopped_early = self._is_blocked = False
         self._suspects = Suspects()
         self._patience = Patience()
         self._pace = Pace(settings.connections)
         self._throttle = Throttle(settings.rate / settings.senders)
         self._now = None
-        self._recorded_at = 0
         self._alone_claimed = False
         self.claimed = False
         self._counts = collections.Counter()
@@ -86,16 +86,19 @@ class Sender:
 
     def drain(self):
         "Send what is due, until nothing is or the time is over"
-        try:
-            for thread in self._threads:
-                thread.start()
-            while self._replenish():
-                self._settle(self._arrived(wait=True))
-                self._record()
-                self.store.beat()
-        finally:
-            self._stop()
-            self._record()
+        with self.store.hurried():
+            try:
+                for thread in self._threads:
+                    thread.start()
+                while self._replenish():
+                    self._wait()
+                    self._collect()
+                    self._recorder.record()
+                    self._beat()
+            finally:
+                insist(
+                    self._stop, self._join, self._collect, self._give_back,
+                    self._recorder.finish)
         self._log()
 
     @property
@@ -113,16 +116,31 @@ class Sender:
         "Claim ahead and return whether there is anything to wait for"
         if self._stopping.is_set() or self._deadline.is_cut:
             return False
+        if self._recorder.is_behind:
+            return True
+        self._is_blocked = False
         alone = any(r.crashes >= CRASHES_ALONE for r in self._held.values())
         rows = self._pace.rows()
-        if not (self.late or alone) and len(self._held) <= rows / 2:
+        # What is locked keeps the slot: others' emails need not wait for it
+        late = self.late and not self._recorder.waits
+        if not (late or alone) and len(self._held) <= rows / 2:
             size = sum(r.size for r in self._held.values())
-            self._hold(self.store.claim(
-                    rows - len(self._held), HELD_SIZE - size))
-        if not self._held and not (self.late and self._alone_claimed):
+            self._claim(
+                self.store.claim, rows - len(self._held), HELD_SIZE - size)
+        if not self._held and not (late and self._alone_claimed):
             self._alone_claimed = True
-            self._hold(self.store.claim_alone())
-        return bool(self._held)
+            self._claim(self.store.claim_alone)
+        return bool(
+            self._held or self._is_blocked or self._recorder.waits)
+
+    def _claim(self, claim, *args):
+        try:
+            self._hold(claim(*args))
+        except self.store.Error as error:
+            if not self.store.is_passing(error) or self.late:
+                raise
+            logger.debug("can not claim", exc_info=True)
+            self._is_blocked = True
 
     def _hold(self, rows):
         for row in rows:
@@ -133,23 +151,21 @@ class Sender:
             self.claimed = True
             identity.remember()
 
-    def _arrived(self, wait=False):
-        "Return the results that have come, after a while where there is none"
-        pairs = []
-        if wait:
-            try:
-                pairs.append(self._results.get(timeout=BEAT_SECONDS))
-            except queue.Empty:
-                self._check_threads()
-                return pairs
-            if self._results.qsize() + 1 < len(self._held):
-                # To record each by itself lets both sides wait for each other
-                time.sleep(max(
-                        self._recorded_at + RECORD_SECONDS - time.monotonic(),
-                        0))
-        while not self._results.empty():
-            pairs.append(self._results.get())
-        return pairs
+    def _wait(self):
+        "Wait for outcomes, and a bit longer for those that come with them"
+        if not self._gate.wait(BEAT_SECONDS):
+            self._check_threads()
+        elif len(self._gate.outcomes()) < len(self._held):
+            # To record each by itself lets both sides wait for each other
+            self._gate.gather(
+                self._recorder.recorded_at + RECORD_SECONDS - time.monotonic())
+
+    def _collect(self):
+        "Settle what has come; an interrupted call is simply made again"
+        pairs = self._gate.outcomes()
+        self._settle(pairs)
+        self._recorder.arrived(sum(bool(outcome) for _, outcome in pairs))
+        self._gate.settled(len(pairs))
 
     def _check_threads(self):
         # What a dead one was at is recovered as of a dead sender
@@ -162,7 +178,9 @@ class Sender:
         now = time.monotonic()
         self._pace.finished(len(pairs))
         for id_, outcome in pairs:
-            row = self._held.pop(id_)
+            row = self._held.get(id_)
+            if not row:
+                continue
             if outcome and outcome.accepted:
                 self.accepted = True
                 self._patience.relieved()
@@ -172,13 +190,18 @@ class Sender:
                     outcome.trouble.words,
                     outcome.trouble.lasting or self._patience.exhausted(now))
             self._finish(self._suspects.settle(row, outcome))
+            del self._held[id_]
         if self._suspects.count >= 2 * ALIKE:
             self._accuse()
 
     def _trouble(self, words, lasting):
         self.trouble = words
         if lasting:
-            self._stopping.set()
+            self._halt()
+
+    def _halt(self):
+        self._stopping.set()
+        self._gate.close()
 
     def _accuse(self):
         "Blame the server for what the suspects were refused for"
@@ -193,29 +216,28 @@ class Sender:
     def _finish(self, pairs):
         for row, outcome in pairs:
             row = after(row, outcome, self._now, self._settings)
-            self.unrecorded.append(row)
+            self._recorder.add(row)
             if row.state == 'failed':
                 self.failed.append(row.id)
             if outcome or row.state == 'failed':
                 self._counts[row.state] += 1
                 _log_row(row)
 
-    def _record(self):
-        self.store.record(self.unrecorded)
-        self.unrecorded = []
-        self._recorded_at = time.monotonic()
-
     def _stop(self):
-        "Let the threads end what they are at and give the rest back"
+        "Let the threads end what they are at"
         self._stopped_early = self._stopping.is_set()
-        self._stopping.set()
+        self._halt()
         for _ in self._threads:
             self._work.put(None)
+
+    def _join(self):
         for thread in self._threads:
             while thread.is_alive():
                 thread.join(BEAT_SECONDS)
-                self._beat()
-        self._settle(self._arrived())
+                self._keep_slot()
+
+    def _give_back(self):
+        "Give back what has not been handed over"
         while not self._work.empty():
             if row := self._work.get():
                 self._settle([(row.id, None)])
@@ -225,9 +247,15 @@ class Sender:
         self._finish(self._suspects.release())
 
     def _beat(self):
+        self.store.beat()
+        self._caller.touch()
+
+    def _keep_slot(self):
         try:
-            self.store.beat()
-        except backend.DatabaseOperationalError:
+            if self.store.is_lost:
+                self._recorder.reconnect()
+            self._beat()
+        except self.store.Error:
             # It may be the reason to stop
             logger.debug("no connection", exc_info=True)
 
@@ -251,7 +279,7 @@ class Sender:
             outcome = None
             if self._may_send(row):
                 outcome = _deliver(client, row, self._settings.redirect)
-            self._results.put((row.id, outcome))
+            self._gate.put(row.id, outcome)
         client.close()
 
     def _may_send(self, row):
@@ -261,10 +289,13 @@ class Sender:
                 - time.monotonic()) > 0:
             if self._stopping.wait(seconds):
                 break
-        return not (
-            self._stopping.is_set()
-            or row.expired(self.store.now())
-            or time.monotonic() - self.store.used_at > FENCE_SECONDS)
+        if self._stopping.is_set() or not self._gate.enter():
+            return False
+        if (row.expired(self.store.now())
+                or time.monotonic() - self.store.used_at > FENCE_SECONDS):
+            self._gate.leave()
+            return False
+        return True
 
 
 def _client(Model, settings, uri, server=None):
@@ -344,6 +375,50 @@ def _own_transaction():
         yield
 
 
+@contextmanager
+def _opened(Model, server=None):
+    "Return a store on a connection of its own"
+    with _own_transaction():
+        store = Store(Model, server)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+class _Caller:
+    """The transaction that a run is called in, of the calling thread.
+
+    It has nothing to do meanwhile, for which PostgreSQL may end it
+    (``idle_in_transaction_session_timeout``), and with it what the scheduler
+    has still to do.
+    """
+
+    def __init__(self):
+        transaction = Transaction()
+        self._connection = None
+        if transaction.database.has_select_for():
+            self._connection = transaction.connection
+        self._touched_at = time.monotonic()
+
+    def touch(self):
+        now = time.monotonic()
+        if not self._is_idle or now - self._touched_at < BEAT_SECONDS:
+            return
+        self._touched_at = now
+        try:
+            self._connection.cursor().execute('SELECT 1')
+        except self._connection.Error:
+            # Who owns it will find out
+            logger.warning("the caller's transaction is lost", exc_info=True)
+            self._connection = None
+
+    @property
+    def _is_idle(self):
+        return self._connection and (
+            self._connection.info.transaction_status.name == 'INTRANS')
+
+
 def in_trouble():
     "Return whether this process met trouble with all servers a moment ago"
     return all(map(_in_trouble, servers()))
@@ -406,8 +481,7 @@ def _check_copy(settings):
 
 def _missing(Model, names):
     "Return an error for each server that emails wait for in vain"
-    with _own_transaction():
-        store = Store(Model)
+    with _opened(Model) as store:
         missing = [name for name in store.servers() if name not in names]
         for name in missing:
             logger.warning("emails wait for the unknown server %s", name)
@@ -456,16 +530,19 @@ def _drain_side_by_side(Model, names, seconds, patience):
     A server that hangs for longer than the seconds of ``patience`` is left to
     its thread: the next run finds its slot taken and sends to the others.
     """
-    with _own_transaction():
+    with _opened(Model) as store:
         # Later it could take the slot of a dead sender from its thread
-        Store(Model).recover()
+        store.recover()
     drains = [_Drain(Model, name, Deadline(seconds)) for name in names]
-    end = time.monotonic() + patience
+    end, caller = time.monotonic() + patience, _Caller()
     try:
         for drain in drains:
             drain.start()
         for drain in drains:
-            drain.join(max(end - time.monotonic(), 0))
+            while (drain.is_alive()
+                    and (seconds := end - time.monotonic()) > 0):
+                drain.join(min(seconds, BEAT_SECONDS))
+                caller.touch()
     except BaseException:
         for drain in drains:
             drain.deadline.cut()
@@ -525,6 +602,10 @@ def _drain(Model, server, deadline):
                 idle = 0 if sender.claimed else idle + 1
                 failed += sender.failed
                 _check_trouble(sender)
+    except NotRecorded as error:
+        raise EmailQueueError(
+            gettext('email_queue.msg_not_recorded', error=error),
+            gettext('email_queue.msg_not_recorded_description')) from error
     finally:
         _finish(Model, failed)
 
@@ -559,34 +640,19 @@ def _finish(Model, failed):
 
 def _run(Model, server, settings, deadline):
     "Return the sender, None without a slot, and whether more is due"
-    sender = None
-    try:
-        with _own_transaction():
-            store = Store(Model, server)
-            if not store.take(slots(server, settings.senders)):
-                logger.info("no slot is free")
-                return None, False
-            try:
-                store.recover()
-                sender = Sender(store, settings, deadline)
-                sender.drain()
-            finally:
-                store.give_back()
-            # Whoever found no slot in the meantime relies on it
-            return sender, not sender.late and store.has_due()
-    except backend.DatabaseOperationalError:
-        if sender and sender.unrecorded:
-            _record_again(sender)
-        raise
-
-
-def _record_again(sender):
-    "Record what the connection was lost for, if nobody has taken the slot"
-    with _own_transaction():
-        store = Store(sender.store.Model)
-        if store.take_again(sender.number):
-            store.record(sender.unrecorded)
+    caller = _Caller()
+    with _opened(Model, server) as store:
+        if not store.take(slots(server, settings.senders)):
+            logger.info("no slot is free")
+            return None, False
+        try:
+            store.recover()
+            sender = Sender(store, settings, deadline, caller)
+            sender.drain()
+        finally:
             store.give_back()
+        # Whoever found no slot in the meantime relies on it
+        return sender, not sender.late and store.has_due()
 
 
 def send(email, server=None):
@@ -595,13 +661,13 @@ def send(email, server=None):
     if settings.hold:
         raise EmailQueueError(gettext('email_queue.msg_hold'))
     _check_copy(settings)
-    with _own_transaction():
-        store = Store(Model)
+    caller = _Caller()
+    with _opened(Model) as store:
         # A slot of its own, whatever runs
         row = None
         if store.take([-email.id]):
             try:
-                row = _send(store, email, settings, server)
+                row = _send(store, email, settings, server, caller)
             finally:
                 store.give_back()
     forget(Transaction())
@@ -614,7 +680,7 @@ def send(email, server=None):
                 email=email.rec_name, error=row.error))
 
 
-def _send(store, email, settings, server):
+def _send(store, email, settings, server, caller):
     "Return the row as it was recorded, None where it can not be claimed"
     for row in store.claim_record(email.id):
         identity.remember()
@@ -622,7 +688,9 @@ def _send(store, email, settings, server):
         if not row.expired(store.now()):
             outcome = _send_row(store.Model, row, settings, server)
         row = after(row, outcome, store.now(), settings)
-        store.record([row])
+        recorder = Recorder(store, Gate(1), settings, caller.touch)
+        recorder.add(row)
+        insist(recorder.finish)
         _log_row(row)
         return row
 

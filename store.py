@@ -13,6 +13,7 @@ import random
 import socket
 import time
 import zlib
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from sql import Column, Literal, Null, Select, Window, With
@@ -35,17 +36,39 @@ logger = logging.getLogger(__name__)
 LOCK_CLASS = zlib.crc32(b'email_queue') - 2 ** 31
 NAMED_SLOTS = 2 ** 30
 # The setting of PostgreSQL that a sender marks its session with
-SESSION = 'email_queue.session'
+MARK = 'email_queue.session'
 SESSION_TRIES = 3
 BEAT_SECONDS = 1
 # Either end of the connection notices within a minute that the other is gone
 KEEPALIVE = {'idle': 20, 'interval': 10, 'count': 4}
 UNANSWERED_SECONDS = 60
+STATEMENT_SECONDS = 60
+# While emails are sent a lock must not hold up what is not locked
+LOCK_SECONDS, LOCK_SECONDS_SENDING = 30, 0.1
+LOCKED_OUT = '55P03'
+# What is over when the statement is tried again a moment later
+PASSING = {LOCKED_OUT, '40001', '40P01', '57014'}
+# So that neither role nor database nor a transaction of trytond, which leaves
+# its time-out on the connections of the pool, decides for a sender
+SESSION = {
+    **{f'tcp_keepalives_{name}': str(n) for name, n in KEEPALIVE.items()},
+    # No probe is sent while an answer is on its way: PostgreSQL 12 and later
+    'tcp_user_timeout': f'{UNANSWERED_SECONDS}s',
+    'statement_timeout': f'{STATEMENT_SECONDS}s',
+    'lock_timeout': f'{LOCK_SECONDS}s',
+    'idle_in_transaction_session_timeout': '0',
+    'idle_session_timeout': '0',
+    'transaction_timeout': '0',
+    'default_transaction_isolation': 'read committed',
+    }
 RESTART_SECONDS = 2
 # Without locks a row is orphaned when its sender has not touched it so long
 ORPHANED_SECONDS = 60
 BUSY_SECONDS = 60
 CRASHES_ALONE, CRASHES_FAILED = 3, 10
+# From the second crash on, doubled with each
+CRASH_DELAY = dt.timedelta(minutes=1)
+UNRECORDED_DELAY = dt.timedelta(minutes=15)
 
 
 class Row(NamedTuple):
@@ -134,6 +157,11 @@ class TryLock(Function):
     _function = 'pg_try_advisory_lock'
 
 
+class Lock(Function):
+    __slots__ = ()
+    _function = 'pg_advisory_lock'
+
+
 class Unlock(Function):
     __slots__ = ()
     _function = 'pg_advisory_unlock'
@@ -193,11 +221,77 @@ class Store:
         self._beaten_at = self.used_at
         self._places = {}
         self._restarted_at = time.monotonic()
+        # A record that has been tried before may have been made in part
+        self.repeats = False
+        # The connection that has the lock of the slot, and its backend
+        self._holder = self._backend = None
+        self._prepare()
+
+    def _prepare(self):
         if self.has_locks:
+            _set_session(self.connection)
             _keep_alive(self.connection)
         else:
             self.connection.execute(
                 f'PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}')
+
+    def close(self):
+        "Give the connection back as others expect it, without a slot"
+        if not self.has_locks:
+            pass
+        elif not self._is_ready:
+            self.connection.close()
+        else:
+            try:
+                _reset_session(self.connection)
+            except self.Error:
+                # The pool will not have it again
+                self.connection.close()
+        self.number = None
+
+    @property
+    def Error(self):
+        "The base class of the errors of the database"
+        return self.connection.Error
+
+    @property
+    def is_lost(self):
+        "Whether the connection with the lock of the slot is of no more use"
+        return self.has_locks and (
+            self._holder is not self.connection or not self._is_ready)
+
+    @property
+    def _is_ready(self):
+        # An interrupt may have come in the middle of a statement
+        info = self.connection.info
+        return (info.transaction_status.name == 'IDLE'
+            and info.pipeline_status.name == 'OFF')
+
+    @staticmethod
+    def is_locked_out(error):
+        "Whether the statement waited for a lock in vain"
+        return getattr(error, 'sqlstate', None) == LOCKED_OUT
+
+    @staticmethod
+    def is_passing(error):
+        "Whether the statement may succeed a moment later"
+        return getattr(error, 'sqlstate', None) in PASSING
+
+    @contextmanager
+    def hurried(self):
+        "Wait for no lock for longer than a moment"
+        self._set_lock_timeout(LOCK_SECONDS_SENDING)
+        try:
+            yield
+        finally:
+            if not self.is_lost:
+                self._set_lock_timeout(LOCK_SECONDS)
+
+    def _set_lock_timeout(self, seconds):
+        if self.has_locks:
+            self._execute((
+                    "SELECT set_config('lock_timeout', %s, false)",
+                    [f'{int(seconds * 1000)}ms']))
 
     def _execute(self, query):
         cursor = self.connection.cursor()
@@ -215,19 +309,57 @@ class Store:
         if self.has_locks:
             self._begin_session()
             self.number = next(filter(self._lock, numbers), None)
-            if self.number is None:
+            if self.number is not None:
+                self._holds()
+            else:
                 self._set_session('')
         elif not self._others():
             self.number = random.getrandbits(31)
         return self.number is not None
 
-    def take_again(self, number):
-        "Take the slot of a connection that is lost, if it is still free"
-        if self.has_locks:
-            return self.take([number])
-        # Nobody else has drawn the same
-        self.number = number
+    def _holds(self):
+        (self._backend,) = self._execute((
+                "SELECT pid, backend_start FROM pg_stat_activity "
+                "WHERE pid = pg_backend_pid()", [])).fetchall()
+        self._holder = self.connection
+
+    def reconnect(self):
+        """Take the slot again on another connection and return whether it is.
+
+        The server may not know yet that the old connection is lost. Its
+        backend is ended, so that the slot is free at once.
+        """
+        if not self._is_ready:
+            self.connection.close()
+            transaction = Transaction()
+            connection = self.database.get_connection(autocommit=True)
+            self.database.put_connection(self.connection)
+            self.connection = transaction.connection = connection
+            self._prepare()
+            if self._session:
+                self._set_session(self._session)
+        if self._end_backend():
+            self._execute(Select([Lock(LOCK_CLASS, self.number)]))
+        elif not self._lock(self.number):
+            return False
+        self._holds()
+        self._set_lock_timeout(LOCK_SECONDS_SENDING)
         return True
+
+    def _end_backend(self):
+        "End the backend that holds the slot, if it is our own old one"
+        pid, started = self._backend
+        return self._execute((
+                "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a "
+                "JOIN pg_locks l ON l.pid = a.pid "
+                "WHERE a.pid = %s AND a.backend_start = %s "
+                "AND a.pid <> pg_backend_pid() "
+                "AND l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted "
+                "AND l.classid = %s AND l.objid = %s "
+                "AND l.database = (SELECT oid FROM pg_database "
+                "WHERE datname = current_database())",
+                [pid, started, LOCK_CLASS % 2 ** 32, self.number % 2 ** 32])
+            ).fetchall()
 
     def give_back(self):
         if self.has_locks:
@@ -244,7 +376,7 @@ class Store:
 
     def _check_pooler(self):
         pid, name = self._execute(Select([
-                    BackendPid(), CurrentSetting(SESSION, True)])).fetchone()
+                    BackendPid(), CurrentSetting(MARK, True)])).fetchone()
         # A pooler does not tell the pid of a server process
         if (pid != self.connection.info.backend_pid
                 and (name or self._is_lent(pid))):
@@ -276,10 +408,10 @@ class Store:
         self._set_session(self._session)
 
     def _set_session(self, name):
-        self._execute(Select([SetConfig(SESSION, name, False)]))
+        self._execute(Select([SetConfig(MARK, name, False)]))
 
     def _in_session(self):
-        return CurrentSetting(SESSION, True) == self._session
+        return CurrentSetting(MARK, True) == self._session
 
     def _checked(self, rows):
         "Return the claimed rows, unless another session claimed none"
@@ -342,14 +474,19 @@ class Store:
     def _recover(self, number):
         t = self.Model.__table__()
         crashes = t.crashes + 1
+        delays = (
+            (t.crashes == n, utc_now() + CRASH_DELAY * 2 ** (n - 1))
+            for n in range(1, CRASHES_FAILED))
         failed = crashes >= CRASHES_FAILED
         where = (t.state == 'sending') & (t.sender == number)
         if not self.has_locks:
             where &= t.write_date < _ago(ORPHANED_SECONDS)
         cursor = self._execute(self._update_unlocked(
-                t, [t.state, t.crashes, t.error, t.write_date], [
+                t, [t.state, t.crashes, t.scheduled_at, t.error, t.write_date],
+                [
                     Case((failed, 'failed'), else_='outbox'),
                     crashes,
+                    Case(*delays, else_=t.scheduled_at),
                     Case((failed, "its senders died"), else_=t.error),
                     utc_now(),
                     ], where))
@@ -546,6 +683,48 @@ class Store:
         self.used_at = time.monotonic()
         return cursor.rowcount
 
+    def locked(self, rows):
+        "Return those of the rows that this sender holds and somebody locks"
+        t = self.Model.__table__()
+        query = t.select(
+            t.id,
+            where=fields.SQL_OPERATORS['in'](t.id, [r.id for r in rows])
+            & (t.state == 'sending') & (t.sender == self.number))
+        held = set(self._execute(query).fetchall())
+        query.for_ = self.database.get_select_for_skip_locked()('UPDATE')
+        locked = held - set(self._execute(query).fetchall())
+        return [r for r in rows if (r.id,) in locked]
+
+    def put_back(self, rows, state):
+        """Let go of rows whose outcome cannot be recorded.
+
+        :param state: of those that the server may have; the others go back
+            to the outbox as they were.
+        """
+        t = self.Model.__table__()
+        groups = collections.defaultdict(list)
+        for row in rows:
+            taken = bool(
+                row.state == 'sent' or row.accepted or row.uncertain)
+            groups[taken, row.crashes].append(row.id)
+        for (taken, crashes), ids in groups.items():
+            columns, values = [t.state, t.sender, t.write_date], [
+                'outbox', None, utc_now()]
+            if taken:
+                values[0] = state
+                columns += [
+                    t.uncertain, t.crashes, t.scheduled_at, t.error]
+                values += [
+                    True, crashes + 1,
+                    utc_now() + UNRECORDED_DELAY * 2 ** crashes,
+                    "the outcome could not be recorded: "
+                    "the message may have arrived"]
+            self._execute(t.update(
+                    columns, values,
+                    where=fields.SQL_OPERATORS['in'](t.id, ids)
+                    & (t.state == 'sending') & (t.sender == self.number)))
+        forget(Transaction())
+
     def record(self, rows):
         "Write the outcome of rows that this sender holds"
         if not rows:
@@ -567,7 +746,8 @@ class Store:
         count = sum(map(self._record_alike, groups))
         count += self._record_each(each)
         if count != len(rows):
-            logger.warning(
+            logger.log(
+                logging.INFO if self.repeats else logging.WARNING,
                 "%d of the emails %s are no longer held by sender %s",
                 len(rows) - count,
                 ', '.join(str(r.id) for r in rows), self.number)
@@ -603,18 +783,30 @@ def forget(transaction):
         cache.clear()
 
 
+def _set_session(connection):
+    "Set what this server knows of the settings of a sender's session"
+    connection.cursor().execute(
+        "SELECT set_config(name, value, false) "
+        "FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
+        "WHERE current_setting(name, true) IS NOT NULL",
+        [list(SESSION), list(SESSION.values())])
+
+
+def _reset_session(connection):
+    cursor = connection.cursor()
+    cursor.execute(
+        "SELECT name, pg_advisory_unlock_all() "
+        "FROM unnest(%s::text[]) AS s (name) "
+        "WHERE current_setting(name, true) IS NOT NULL", [list(SESSION)])
+    # One query, where the names have been checked
+    cursor.execute('; '.join(f'RESET {name}' for name, _ in cursor.fetchall()))
+
+
 def _keep_alive(connection):
-    """Let both ends notice within a minute that the other is gone.
+    """Let this end, too, notice within a minute that the other is gone.
 
     On PostgreSQL a lock lasts until the server knows so.
     """
-    cursor = connection.cursor()
-    for name, seconds in KEEPALIVE.items():
-        cursor.execute(f'SET tcp_keepalives_{name} = {seconds}')
-    # No probe is sent while an answer is on its way: PostgreSQL 12 and later
-    cursor.execute(
-        "SELECT set_config(name, %s, false) FROM pg_settings "
-        "WHERE name = 'tcp_user_timeout'", [f'{UNANSWERED_SECONDS}s'])
     with socket.socket(fileno=os.dup(connection.fileno())) as sock:
         if sock.family == socket.AF_UNIX:
             return

@@ -6,6 +6,7 @@ Each is a process of its own, forked from this one so that it is there at
 once. It tells "started PID" and, unless it is killed, "ended PID SENT
 BYTES".
 """
+import datetime as dt
 import logging
 import os
 import resource
@@ -27,6 +28,7 @@ def main(database, orphaned, busy=None):
     store.ORPHANED_SECONDS = float(orphaned)
     if busy:
         store.BUSY_SECONDS = float(busy)
+    store.CRASH_DELAY = dt.timedelta(0)
     sender._deliver = deadly(sender._deliver)
     Pool.start()
     with Transaction().start(database, 0, readonly=True):

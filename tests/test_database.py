@@ -105,7 +105,10 @@ class Lent:
         self.connections = connections
         self._turns = cycle(connections)
         # A pooler has one of its own
-        self.info = SimpleNamespace(backend_pid=0)
+        info = connections[0].info
+        self.info = SimpleNamespace(
+            backend_pid=0, transaction_status=info.transaction_status,
+            pipeline_status=info.pipeline_status)
 
     def cursor(self, *args, **kwargs):
         return next(self._turns).cursor(*args, **kwargs)

@@ -1,0 +1,325 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What has been handed over and waits for its record.
+
+A crash sends all of it again, so there is little of it at any time, and
+nothing but a crash lets go of it.
+"""
+import collections
+import logging
+import threading
+import time
+
+from .policy import RECORD_SECONDS
+
+__all__ = ['Gate', 'NotRecorded', 'Recorder', 'insist']
+logger = logging.getLogger(__name__)
+
+# What a crash can send twice: of a fast server by number, of others by time
+UNRECORDED_ROWS = 140
+UNRECORDED_SECONDS = 0.15
+# For how long a record is tried again, and how often
+GIVE_UP_SECONDS = 300
+RETRY_SECONDS = 0.5
+# Interrupts that a step at the end of a run survives
+INTERRUPTS = 5
+
+
+class NotRecorded(Exception):
+    "The database did not take the outcome of emails that were accepted"
+
+
+class Gate:
+    """Where the outcomes arrive, and the sessions wait while records do.
+
+    A session enters before it hands an email over. It has to wait while
+    too many are under way or unrecorded, or once the oldest outcome has been
+    waiting for longer than the last records took.
+
+    :param sessions: how many there are; each may have one email under way.
+    """
+
+    def __init__(self, sessions):
+        self._limit = max(UNRECORDED_ROWS, 2 * sessions)
+        lock = threading.RLock()
+        self._some = threading.Condition(lock)
+        self._many = threading.Condition(lock)
+        self._room = threading.Condition(lock)
+        self._outcomes = collections.deque()
+        self._arrived_at = collections.deque()
+        self._count = 0
+        self._seconds = collections.deque([RECORD_SECONDS / 2], maxlen=16)
+        self._is_closed = False
+
+    # The sessions
+
+    def enter(self):
+        "Wait for the records and return whether a row can be handed over"
+        with self._room:
+            while not (self._is_closed or self._is_open()):
+                self._room.wait()
+            if not self._is_closed:
+                self._count += 1
+            return not self._is_closed
+
+    def _is_open(self):
+        if self._count >= self._limit:
+            return False
+        return not self._arrived_at or (
+            time.monotonic() - self._arrived_at[0] < self._patience)
+
+    @property
+    def _patience(self):
+        # A record, the pause and the next record, and a bit
+        return min(
+            RECORD_SECONDS + 3 * max(self._seconds), UNRECORDED_SECONDS)
+
+    def leave(self):
+        "Let another enter instead"
+        with self._room:
+            self._count -= 1
+            self._room.notify()
+
+    def put(self, id_, outcome):
+        "Tell the outcome, None where the row was not handed over"
+        with self._some:
+            self._outcomes.append((id_, outcome))
+            if outcome:
+                self._arrived_at.append(time.monotonic())
+            self._some.notify()
+            if self._has_many():
+                self._many.notify()
+
+    def _has_many(self):
+        return self._is_closed or 2 * len(self._arrived_at) >= self._limit
+
+    # The sender
+
+    def close(self):
+        with self._room:
+            self._is_closed = True
+            self._room.notify_all()
+            self._many.notify_all()
+
+    def wait(self, seconds):
+        "Wait for an outcome and return whether one has come"
+        with self._some:
+            return bool(self._some.wait_for(
+                    lambda: self._outcomes, timeout=seconds))
+
+    def gather(self, seconds):
+        "Wait until the outcomes are worth a record, not longer than that"
+        with self._many:
+            self._many.wait_for(self._has_many, timeout=seconds)
+
+    def outcomes(self):
+        "Return the pairs of id and outcome that have come"
+        with self._some:
+            return list(self._outcomes)
+
+    def settled(self, count):
+        "Forget the first so many of the pairs"
+        with self._some:
+            for _ in range(min(count, len(self._outcomes))):
+                self._outcomes.popleft()
+
+    def recorded(self, arrived, released, seconds=None):
+        """Make room for others.
+
+        :param arrived: how many outcomes wait no longer.
+        :param released: how many of these, or before, are recorded.
+        :param seconds: the time that their record took.
+        """
+        with self._room:
+            for _ in range(min(arrived, len(self._arrived_at))):
+                self._arrived_at.popleft()
+            self._count -= released
+            if seconds is not None:
+                self._seconds.append(seconds)
+            self._room.notify_all()
+
+
+class Recorder:
+    """Records rows, again and again where the database does not take them.
+
+    :param settings: decide on what is uncertain in the end.
+    :param touch: a function that is called while it waits.
+    """
+
+    def __init__(self, store, gate, settings, touch):
+        self._store = store
+        self._gate = gate
+        self._uncertain = (
+            'failed' if settings.uncertain == 'hold' else 'outbox')
+        self._touch = touch
+        self._rows = {}
+        self._locked = {}
+        self._locked_at = self._looked_at = None
+        self._failed_at = None
+        self._arrived = 0
+        self._is_open = False
+        self.recorded_at = 0
+
+    def add(self, row):
+        "Have a row recorded; the same once more changes nothing"
+        self._rows[row.id] = row
+
+    def arrived(self, count):
+        "Count outcomes that are among the rows, or need no record yet"
+        self._arrived += count
+
+    @property
+    def is_behind(self):
+        "Whether the last record has failed"
+        return self._failed_at is not None
+
+    @property
+    def waits(self):
+        "Whether rows wait that somebody else has locked"
+        return bool(self._locked)
+
+    def record(self):
+        """Record what can be and return whether nothing is left.
+
+        :raises NotRecorded: it has been tried for long enough.
+        """
+        try:
+            self._look_at_locked()
+            self._record(list(self._rows.values()))
+            self._failed_at = None
+        except self._store.Error as error:
+            if self._store.is_lost:
+                raise
+            self._failed(error)
+        return not (self._rows or self._locked)
+
+    def finish(self):
+        """Record all that is left, by another connection if it has to be.
+
+        :raises NotRecorded: it has been tried for long enough.
+        """
+        while not self._try():
+            self._touch()
+            time.sleep(RETRY_SECONDS)
+
+    def _try(self):
+        try:
+            if self._rows and self._store.is_lost:
+                self.reconnect()
+            return self.record()
+        except self._store.Error as error:
+            self._failed(error)
+            return False
+
+    def reconnect(self):
+        "Take the slot again, so that what was accepted can be recorded"
+        if not self._store.reconnect() and self._rows:
+            logger.error(
+                "another sender has taken over: the emails %s may be sent "
+                "again", _ids(self._rows))
+            self._rows.clear()
+            self._locked.clear()
+
+    def _record(self, rows):
+        started, locked = time.monotonic(), []
+        if rows:
+            locked = self._record_unlocked(rows)
+        for row in rows:
+            self._rows.pop(row.id, None)
+        self._is_open = False
+        for row in locked:
+            self._lock(row)
+        self._gate.recorded(
+            self._arrived, self._arrived - len(locked),
+            time.monotonic() - started if rows else None)
+        self._arrived = 0
+        self.recorded_at = time.monotonic()
+
+    def _record_unlocked(self, rows):
+        "Record rows and return those that somebody has locked"
+        try:
+            # Set where the last one has failed or was interrupted
+            self._store.repeats, self._is_open = self._is_open, True
+            self._store.record(rows)
+        except self._store.Error as error:
+            if not self._store.is_locked_out(error):
+                raise
+            # By the table, this raises the same
+            locked = self._store.locked(rows)
+            held = {row.id for row in locked}
+            self._store.repeats = True
+            self._store.record([r for r in rows if r.id not in held])
+            return locked
+        return []
+
+    def _lock(self, row):
+        if not self._locked:
+            self._locked_at = self._looked_at = time.monotonic()
+            logger.warning(
+                "somebody has locked the email %d, which was handed over: "
+                "it is recorded later", row.id)
+        self._locked[row.id] = row
+
+    def _look_at_locked(self):
+        "Have the rows recorded that are no longer locked"
+        now = time.monotonic()
+        if not self._locked or now - self._looked_at < RETRY_SECONDS:
+            return
+        self._looked_at = now
+        still = {
+            row.id for row in self._store.locked(list(self._locked.values()))}
+        for id_ in self._locked.keys() - still:
+            self.add(self._locked.pop(id_))
+            self._gate.recorded(0, 1)
+        if now - self._locked_at > GIVE_UP_SECONDS:
+            logger.error(
+                "the emails %s are still locked: they will be sent again",
+                _ids(self._locked))
+            self._locked.clear()
+
+    def _failed(self, error):
+        now = time.monotonic()
+        if not self._failed_at:
+            self._failed_at = now
+            logger.warning(
+                "can not record %d emails, nothing more is sent meanwhile: "
+                "%s", len(self._rows), error)
+        elif now - self._failed_at > GIVE_UP_SECONDS:
+            self._give_up()
+            raise NotRecorded(str(error)) from error
+
+    def _give_up(self):
+        rows = list(self._rows.values())
+        self._rows.clear()
+        self._locked.clear()
+        try:
+            self._store.put_back(rows, self._uncertain)
+        except self._store.Error:
+            logger.exception("the next run will find the emails of this one")
+        logger.error(
+            "gave up to record the emails %s",
+            _ids(row.id for row in rows))
+
+
+def _ids(ids):
+    return ', '.join(map(str, sorted(ids)))
+
+
+def insist(*steps):
+    """Take each step, whatever is raised meanwhile, and raise it at the end.
+
+    What interrupts a step, by a signal for example, lets it begin again.
+    """
+    raised = None
+    for step in steps:
+        for _ in range(INTERRUPTS):
+            try:
+                step()
+                break
+            except BaseException as error:
+                raised = raised or error
+                if (isinstance(error, Exception)
+                        and not isinstance(error, MemoryError)):
+                    break
+    if raised:
+        raise raised
