@@ -20,11 +20,17 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView
 
-from . import files, identity, message, notification, policy, sender, smtp
+from . import files, identity, notification, policy, preview, sender, smtp
 from .access import QueueWizard, check_writable
+from .address import (
+    ArgumentError, envelope_from, envelope_recipients, envelope_sender,
+    envelope_to, options)
 from .exceptions import EmailQueueError, UncertainWarning
+from .mime import describe, prepare
+from .recipients import remaining
 from .retention import Retention
 from .store import forget, utc_now
+from .words import printable
 
 logger = logging.getLogger(__name__)
 
@@ -383,7 +389,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         with Transaction().set_context({f'{cls.__name__}.msg': None}):
             for email in emails:
                 # One after another as a read loads all that are browsed
-                reading = message.read(cls(email.id).msg or b'')
+                reading = preview.read(cls(email.id).msg or b'')
                 for name in names:
                     contents[name][email.id] = (
                         _shown(reading, name) or None)
@@ -395,7 +401,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
     def get_waiting(self, name):
         if self.state in {'outbox', 'sending'}:
-            return '\n'.join(message.remaining(
+            return '\n'.join(remaining(
                     self.to_addrs, self.accepted, self.refused))
 
     @classmethod
@@ -505,9 +511,9 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         """
         with _argument_errors():
             if from_addr is None:
-                from_addr = message.envelope_sender(msg)
+                from_addr = envelope_sender(msg)
             if to_addrs is None:
-                to_addrs = message.envelope_recipients(msg)
+                to_addrs = envelope_recipients(msg)
         return cls.queue_mail(
             from_addr, to_addrs, msg, mail_options, rcpt_options, **keywords)
 
@@ -569,23 +575,23 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def _queue_failed(
             cls, from_addr, to_addrs, msg, error, server, sensitive):
         try:
-            data = message.prepare(msg, HOSTNAME)
-        except message.ArgumentError:
+            data = prepare(msg, HOSTNAME)
+        except ArgumentError:
             data = b''
-        subject, message_id = message.describe(data)
+        subject, message_id = describe(data)
         if not isinstance(to_addrs, str):
             to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
         with without_check_access():
             cls.create([{
-                        'from_addr': message.printable(
+                        'from_addr': printable(
                             str(from_addr or msg['From'] or '')) or UNKNOWN,
-                        'to_addrs': message.printable(to_addrs) or UNKNOWN,
+                        'to_addrs': printable(to_addrs) or UNKNOWN,
                         'msg': data,
                         'size': len(data),
                         'subject': subject,
                         'message_id': message_id,
                         # Not by another one after Retry
-                        'server': message.printable(str(server or '')) or None,
+                        'server': printable(str(server or '')) or None,
                         'scheduled_at': utc_now(),
                         'state': 'failed',
                         'error': error.message,
@@ -596,18 +602,15 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def _queue_values(
             cls, from_addr, to_addrs, msg, mail_options, rcpt_options,
             priority, scheduled_at, expires_at, resource, server, sensitive):
-        from_addr = message.sender(from_addr)
-        to_addrs = message.recipients(to_addrs)
-        mail_options = message.options('mail_options', mail_options)
-        rcpt_options = message.options('rcpt_options', rcpt_options)
-        utf8 = not all(map(str.isascii, [from_addr, *to_addrs]))
-        data = message.prepare(msg, HOSTNAME, utf8=utf8)
-        subject, message_id = message.describe(data)
+        from_addr = envelope_from(from_addr)
+        to_addrs = envelope_to(to_addrs)
+        mail_options = options('mail_options', mail_options)
+        rcpt_options = options('rcpt_options', rcpt_options)
         if not isinstance(priority, str) or priority not in PRIORITIES:
-            raise message.ArgumentError(
+            raise ArgumentError(
                 'priority', priority, 'msg_priority_invalid')
         if server not in policy.servers():
-            raise message.ArgumentError(
+            raise ArgumentError(
                 'server', str(server), 'msg_server_unknown')
         now = dt.datetime.now()
         if scheduled_at is not None:
@@ -615,8 +618,10 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         if expires_at is not None:
             expires_at = _instant('expires_at', expires_at, now)
             if expires_at <= (scheduled_at or now):
-                raise message.ArgumentError(
+                raise ArgumentError(
                     'expires_at', str(expires_at), 'msg_expires_too_early')
+        data = prepare(msg, HOSTNAME, due=_later(scheduled_at, now))
+        subject, message_id = describe(data)
         return {
             'from_addr': from_addr,
             'to_addrs': ', '.join(to_addrs),
@@ -934,7 +939,7 @@ def _triggers(Model, resource):
 def _argument_errors():
     try:
         yield
-    except message.ArgumentError as error:
+    except ArgumentError as error:
         value = error.value
         if len(value) > VALUE_LENGTH:
             value = f'{value[:VALUE_LENGTH]}…'
@@ -954,7 +959,14 @@ def _instant(argument, value, now):
             return value
     except (OverflowError, ValueError):
         pass
-    raise message.ArgumentError(argument, value, 'msg_time_invalid')
+    raise ArgumentError(argument, value, 'msg_time_invalid')
+
+
+def _later(at, now):
+    "Return the seconds since the epoch of a naive UTC that is after now"
+    if at and at > now:
+        return at.replace(
+            microsecond=0, tzinfo=dt.timezone.utc).timestamp()
 
 
 def _reference(resource):
@@ -970,6 +982,6 @@ def _reference(resource):
     except KeyError:
         valid = False
     if not valid:
-        raise message.ArgumentError(
+        raise ArgumentError(
             'resource', reference, 'msg_resource_invalid')
     return f'{model},{int(id_)}'

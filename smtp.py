@@ -17,6 +17,10 @@ from typing import NamedTuple
 import trytond.config as config
 from trytond.sendmail import get_smtp_server
 
+from .address import on_the_wire
+from .mime import needs_smtputf8
+from .words import with_domains
+
 __all__ = [
     'MESSAGE', 'RECIPIENT', 'SERVER', 'Client', 'Mail', 'Outcome', 'Reply',
     'Trouble', 'alike', 'server_name', 'verdict']
@@ -394,12 +398,12 @@ class _Session:
             return []
         if 'smtputf8' in self._offers:
             return recipients
-        foreign = [a for a in recipients if not a.isascii()]
-        if not mail.from_addr.isascii():
+        foreign = [a for a in recipients if not on_the_wire(a).isascii()]
+        if not on_the_wire(mail.from_addr).isascii():
             foreign = recipients
         outcome.refused.update(dict.fromkeys(
                 foreign, "The server does not offer SMTPUTF8."))
-        return [a for a in recipients if a not in foreign]
+        return [a for a in recipients if a not in set(foreign)]
 
     def _mail_command(self, mail, recipients):
         options = self._offered(mail.mail_options)
@@ -410,7 +414,10 @@ class _Session:
             options.append('BODY=8BITMIME')
         if 'smtputf8' in self._offers and (
                 'SMTPUTF8' in keywords
-                or not all(map(str.isascii, [mail.from_addr, *recipients]))):
+                or needs_smtputf8(mail.data)
+                or not all(
+                    on_the_wire(a).isascii()
+                    for a in [mail.from_addr, *recipients])):
             options.append('SMTPUTF8')
         address = '' if mail.from_addr == '<>' else mail.from_addr
         return _command('MAIL FROM:', address, options)
@@ -628,7 +635,7 @@ def _size_limit(offers):
 
 
 def _command(verb, address, options):
-    line = ' '.join([f'{verb}<{address}>', *options])
+    line = ' '.join([f'{verb}<{on_the_wire(address)}>', *options])
     if _control.search(line):
         raise ValueError(f"control character in {line!r}")
     return f'{line}\r\n'.encode('utf-8')
@@ -646,7 +653,7 @@ def _printable(text):
         text = text.decode('utf-8', 'replace')
     if not text.isprintable():
         text = ''.join(c if c.isprintable() else ' ' for c in text)
-    return ' '.join(text.split())[:WORDS_LENGTH]
+    return with_domains(' '.join(text.split())[:WORDS_LENGTH])
 
 
 def _words(error):
