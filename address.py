@@ -2,9 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 """What a caller gives → the envelope.
 
-Knows no database and no SMTP server. An own reader of addresses, because that
-of the standard library raises RecursionError at "(((" while this takes linear
-time for any text.
+Knows no database and no SMTP server. An own reader of addresses, because the
+one of the standard library raises RecursionError at "(((", while this one takes
+linear time for any text.
 """
 import re
 from email.errors import NonASCIILocalPartDefect, ObsoleteHeaderDefect
@@ -17,7 +17,7 @@ from . import words
 
 NULL_SENDER = '<>'
 # Against nonsense only. RFC 5321 4.5.3.1.1 allows 64 bytes of a local part, but
-# addresses for replies and SRS have more, of which the server is the judge.
+# addresses for replies and SRS have more, which is for the server to judge.
 LOCAL_PART_LENGTH = 500
 # RFC 5321 4.5.3.1.2
 DOMAIN_LENGTH = 255

@@ -48,7 +48,8 @@ ONCE = {
     'content-type': None, 'content-transfer-encoding': None}
 # RFC 2045 6.1, and how it is misspelled
 ENCODINGS = {
-    '': '', '7bit': '', '7-bit': '', '8bit': '', '8-bit': '', 'binary': 'binary',
+    '': '', '7bit': '', '7-bit': '', '8bit': '', '8-bit': '',
+    'binary': 'binary',
     'base64': 'base64', 'quoted-printable': 'quoted-printable'}
 BOM = b'\xef\xbb\xbf'
 
@@ -331,7 +332,7 @@ def _quoted(text):
 
 
 def _in_ascii(key, text):
-    """Return the text of a field as ASCII, with encoded words where they may be.
+    """Return the text of a field as ASCII, with encoded words where they may.
 
     Where they may not, what cannot be ASCII is UTF-8 or as it was.
     """
@@ -357,7 +358,7 @@ def _is_unstructured(key):
 
 
 def _has_endless_word(text):
-    "Return whether no blank lets a line be as short as RFC 5322 2.1.1 wants it"
+    "Return whether no blank lets a line be as short as RFC 5322 2.1.1 wants"
     return len(text) > LINE_LENGTH - FOLD_LENGTH and max(
         map(len, text.split())) > LINE_LENGTH - FOLD_LENGTH
 
@@ -377,7 +378,11 @@ def _address_list(text):
             chunks.append(_phrase(''.join(said)))
             chunks.append(f'<{_addresses_on_the_wire(token[1:-1])}>')
             said = []
-        elif token in {',', ':', ';'} or token[0] == '(' and len(token) > 1:
+        elif token == ':':
+            # The name of a group
+            chunks += [_phrase(''.join(said)).rstrip(), token]
+            said = []
+        elif token in {',', ';'} or token[0] == '(' and len(token) > 1:
             chunks.append(_addresses_on_the_wire(''.join(said)))
             chunks.append(_comment(token))
             said = []
@@ -388,7 +393,7 @@ def _address_list(text):
 
 
 def _phrase(text):
-    "Return the name before an address, with encoded words where it needs them"
+    "Return the name of an address, with encoded words where it needs them"
     if text.isascii():
         return text
     lead = ' ' if text[0].isspace() else ''

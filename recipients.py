@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """The texts of a record that tell what has become of each recipient.
 
-``to_addrs`` are addresses joined by a comma and a blank, ``accepted`` is an
-address a line, ``refused`` a line for each with a blank and the server's words.
+``to_addrs`` are addresses joined by a comma and a blank, ``accepted`` is one
+address a line, ``refused`` one a line with a blank and the server's words.
 The one place that knows these forms.
 """
 import re
@@ -55,9 +55,14 @@ def remaining(to_addrs, accepted, refused):
     recipients = split_addresses(to_addrs)
     if not (accepted or refused):
         return recipients
-    decided = {
-        *split_lines(accepted), *map(address_of, split_lines(refused))}
-    return [a for a in recipients if a not in decided]
+    lines = split_lines(refused)
+    decided = {*split_lines(accepted), *map(address_of, lines)}
+    return [
+        a for a in recipients
+        if a not in decided
+        # What is no address can have a blank
+        and not (address_of(a) != a
+            and any(line.startswith(f'{a} ') for line in lines))]
 
 
 def without(text, is_gone):
