@@ -20,11 +20,17 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView
 
-from . import files, identity, message, notification, policy, sender, smtp
+from . import files, identity, notification, policy, preview, sender, smtp
 from .access import QueueWizard, check_writable
+from .address import (
+    ArgumentError, envelope_from, envelope_recipients, envelope_sender,
+    envelope_to, options)
 from .exceptions import EmailQueueError, UncertainWarning
+from .mime import describe, prepare
+from .recipients import remaining
 from .retention import Retention
 from .store import CRASHES_ALONE, database_time, forget, utc_now
+from .words import printable, with_domains
 
 logger = logging.getLogger(__name__)
 
@@ -291,6 +297,30 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             cls.__rpc__.pop(name, None)
 
     @classmethod
+    def __register__(cls, module):
+        super().__register__(module)
+        cls._show_domains()
+
+    @classmethod
+    def _show_domains(cls):
+        "Write the domains of version 8.2.0 as people write them"
+        t = cls.__table__()
+        names = ['from_addr', 'to_addrs', 'accepted', 'refused', 'error']
+        columns = [Column(t, name) for name in names]
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.id, where=t.from_addr.like('%xn--%')
+                | t.to_addrs.like('%xn--%')))
+        for ids in grouped_slice([id_ for id_, in cursor], IDS_LENGTH):
+            cursor.execute(*t.select(
+                    t.id, *columns,
+                    where=fields.SQL_OPERATORS['in'](t.id, list(ids))))
+            for id_, *texts in cursor.fetchall():
+                cursor.execute(*t.update(
+                        columns, [text and with_domains(text) for text in texts],
+                        where=t.id == id_))
+
+    @classmethod
     def __setup_indexes__(cls):
         super().__setup_indexes__()
         database = Transaction().database
@@ -333,14 +363,14 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
     @classmethod
     def search_rec_name(cls, name, clause):
-        operator = clause[1]
+        _, operator, value, *rest = clause
         bool_op = 'AND' if operator.startswith(('!', 'not ')) else 'OR'
-        return [bool_op,
-            ('subject', *clause[1:]),
-            ('message_id', *clause[1:]),
-            ('from_addr', *clause[1:]),
-            ('to_addrs', *clause[1:]),
-            ]
+        if isinstance(value, str):
+            value = with_domains(value)
+        return [bool_op, *(
+                (name_, operator, value, *rest)
+                for name_ in ['subject', 'message_id', 'from_addr', 'to_addrs']
+                )]
 
     @classmethod
     def read(cls, ids, fields_names):
@@ -398,7 +428,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         with Transaction().set_context({f'{cls.__name__}.msg': None}):
             for email in emails:
                 # One after another as a read loads all that are browsed
-                reading = message.read(cls(email.id).msg or b'')
+                reading = preview.read(cls(email.id).msg or b'')
                 for name in names:
                     contents[name][email.id] = (
                         _shown(reading, name) or None)
@@ -410,7 +440,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
     def get_waiting(self, name):
         if self.state in {'outbox', 'sending'}:
-            return '\n'.join(message.remaining(
+            return '\n'.join(remaining(
                     self.to_addrs, self.accepted, self.refused))
 
     @classmethod
@@ -520,9 +550,9 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         """
         with _argument_errors():
             if from_addr is None:
-                from_addr = message.envelope_sender(msg)
+                from_addr = envelope_sender(msg)
             if to_addrs is None:
-                to_addrs = message.envelope_recipients(msg)
+                to_addrs = envelope_recipients(msg)
         return cls.queue_mail(
             from_addr, to_addrs, msg, mail_options, rcpt_options, **keywords)
 
@@ -584,23 +614,23 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def _queue_failed(
             cls, from_addr, to_addrs, msg, error, server, sensitive):
         try:
-            data = message.prepare(msg, HOSTNAME)
-        except message.ArgumentError:
+            data = prepare(msg, HOSTNAME)
+        except ArgumentError:
             data = b''
-        subject, message_id = message.describe(data)
+        subject, message_id = describe(data)
         if not isinstance(to_addrs, str):
             to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
         with without_check_access():
             cls.create([{
-                        'from_addr': message.printable(
+                        'from_addr': printable(
                             str(from_addr or msg['From'] or '')) or UNKNOWN,
-                        'to_addrs': message.printable(to_addrs) or UNKNOWN,
+                        'to_addrs': printable(to_addrs) or UNKNOWN,
                         'msg': data,
                         'size': len(data),
                         'subject': subject,
                         'message_id': message_id,
                         # Not by another one after Retry
-                        'server': message.printable(str(server or '')) or None,
+                        'server': printable(str(server or '')) or None,
                         'scheduled_at': utc_now(),
                         'state': 'failed',
                         'error': error.message,
@@ -611,18 +641,15 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def _queue_values(
             cls, from_addr, to_addrs, msg, mail_options, rcpt_options,
             priority, scheduled_at, expires_at, resource, server, sensitive):
-        from_addr = message.sender(from_addr)
-        to_addrs = message.recipients(to_addrs)
-        mail_options = message.options('mail_options', mail_options)
-        rcpt_options = message.options('rcpt_options', rcpt_options)
-        utf8 = not all(map(str.isascii, [from_addr, *to_addrs]))
-        data = message.prepare(msg, HOSTNAME, utf8=utf8)
-        subject, message_id = message.describe(data)
+        from_addr = envelope_from(from_addr)
+        to_addrs = envelope_to(to_addrs)
+        mail_options = options('mail_options', mail_options)
+        rcpt_options = options('rcpt_options', rcpt_options)
         if not isinstance(priority, str) or priority not in PRIORITIES:
-            raise message.ArgumentError(
+            raise ArgumentError(
                 'priority', priority, 'msg_priority_invalid')
         if server not in policy.servers():
-            raise message.ArgumentError(
+            raise ArgumentError(
                 'server', str(server), 'msg_server_unknown')
         now = None
         if not (scheduled_at is expires_at is None):
@@ -632,8 +659,10 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         if expires_at is not None:
             expires_at = _instant('expires_at', expires_at, now)
             if expires_at <= (scheduled_at or now):
-                raise message.ArgumentError(
+                raise ArgumentError(
                     'expires_at', str(expires_at), 'msg_expires_too_early')
+        data = prepare(msg, HOSTNAME, due=_later(scheduled_at, now))
+        subject, message_id = describe(data)
         return {
             'from_addr': from_addr,
             'to_addrs': ', '.join(to_addrs),
@@ -951,7 +980,7 @@ def _triggers(Model, resource):
 def _argument_errors():
     try:
         yield
-    except message.ArgumentError as error:
+    except ArgumentError as error:
         value = error.value
         if len(value) > VALUE_LENGTH:
             value = f'{value[:VALUE_LENGTH]}…'
@@ -971,7 +1000,14 @@ def _instant(argument, value, now):
             return value
     except (OverflowError, ValueError):
         pass
-    raise message.ArgumentError(argument, value, 'msg_time_invalid')
+    raise ArgumentError(argument, value, 'msg_time_invalid')
+
+
+def _later(at, now):
+    "Return the seconds since the epoch of a naive UTC that is after now"
+    if at and at > now:
+        return at.replace(
+            microsecond=0, tzinfo=dt.timezone.utc).timestamp()
 
 
 def _reference(resource):
@@ -987,6 +1023,6 @@ def _reference(resource):
     except KeyError:
         valid = False
     if not valid:
-        raise message.ArgumentError(
+        raise ArgumentError(
             'resource', reference, 'msg_resource_invalid')
     return f'{model},{int(id_)}'

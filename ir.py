@@ -7,7 +7,7 @@ from trytond.pool import Pool, PoolMeta
 from trytond.pyson import Eval, If
 from trytond.transaction import Transaction, check_access
 
-from . import message
+from .recipients import masked
 from .sendmail import queue_now
 
 DELIVERIES = {
@@ -104,7 +104,7 @@ class Email(metaclass=PoolMeta):
                 values['delivery'][email.id] = DELIVERIES.get(state)
             if 'delivery_error' in names:
                 if error and not (reads_all or email._is_author):
-                    error = message.masked(
+                    error = masked(
                         error, to_addrs, email._shown_recipients,
                         gettext('email_queue.msg_hidden_recipient'))
                 values['delivery_error'][email.id] = error

@@ -14,8 +14,9 @@ import time
 import trytond.config as config
 from trytond.i18n import gettext
 
-from . import message
+from .address import addresses
 from .exceptions import EmailQueueError
+from .recipients import join_lines, split_addresses, split_lines, words_of
 
 __all__ = [
     'Deadline', 'Pace', 'Patience', 'Settings', 'Suspects', 'Throttle',
@@ -108,7 +109,7 @@ class Settings:
         :raises ValueError: it is none.
         """
         if field.name == 'redirect':
-            address, = message.addresses('redirect', text)
+            address, = addresses('redirect', text)
             return address
         if field.type is bool:
             try:
@@ -143,14 +144,14 @@ def after(row, outcome, now, settings, chance=random.random):
         if row.expired(now):
             return row._replace(state='failed', error="expired")
         return row._replace(state='outbox')
-    recipients = message.split_addresses(row.to_addrs)
+    recipients = split_addresses(row.to_addrs)
     decided = bool(
         outcome.accepted or outcome.refused or outcome.deferred
         or outcome.uncertain)
     row = row._replace(
         state='outbox',
-        accepted=_joined(row.accepted, outcome.accepted),
-        refused=_joined(
+        accepted=join_lines(row.accepted, outcome.accepted),
+        refused=join_lines(
             row.refused, (f'{a} {w}' for a, w in outcome.refused.items())),
         attempts=row.attempts + decided,
         first_attempt=row.first_attempt or (now if decided else None))
@@ -160,11 +161,11 @@ def after(row, outcome, now, settings, chance=random.random):
                 state='sent', accepted=None, sent_at=now, error=None)
         words = row.refused or "no recipient"
         if row.accepted:
-            count = len(_lines(row.accepted))
+            count = len(split_lines(row.accepted))
             words = (f"delivered to {count} of {len(recipients)} recipients\n"
                 f"{words}")
         elif len(recipients) == 1:
-            words = words[len(recipients[0]) + 1:]
+            words = words_of(words)
         return row._replace(state='failed', error=words)
     if outcome.uncertain:
         words = f"{outcome.uncertain}: the message may have arrived"
@@ -204,15 +205,6 @@ def _allowed(row, next_, settings):
         (settings.max_attempts and row.attempts >= settings.max_attempts)
         or next_ - row.first_attempt > dt.timedelta(days=settings.give_up)
         or row.expired(next_))
-
-
-def _lines(text):
-    # splitlines would find more of them in an address than were written
-    return text.split('\n') if text else []
-
-
-def _joined(text, lines):
-    return '\n'.join([*_lines(text), *lines]) or None
 
 
 class Suspects:

@@ -20,11 +20,13 @@ from trytond.tools import escape_wildcard, grouped_slice
 from trytond.transaction import Transaction, without_check_access
 from trytond.wizard import Button, StateTransition, StateView
 
-from . import message
+from . import preview
 from .access import QueueWizard, check_writable
+from .address import NULL_SENDER, ArgumentError, addresses, on_the_wire
 from .exceptions import EmailQueueError
 from .files import purge
 from .policy import Settings
+from .recipients import remaining, split_addresses, without
 from .store import Tuple, database_time, forget
 
 __all__ = ['Erased', 'Retention']
@@ -293,13 +295,15 @@ class _Address:
 
     def __init__(self, text):
         try:
-            found = message.addresses('address', text)
-        except message.ArgumentError as error:
+            found = addresses('address', text)
+        except ArgumentError as error:
             raise _invalid(error.value) from error
         if len(found) != 1:
             raise _invalid(text)
-        # In a message its domain can be as it was given
-        self.texts = sorted({found[0].lower(), _bare(text).lower()})
+        # In a message its domain can be as SMTP needs it or as it was given
+        self.texts = sorted({
+                found[0].lower(), on_the_wire(found[0]).lower(),
+                _bare(text).lower()})
         self._local_parts = {
             text.rpartition('@')[0].encode('utf-8') for text in self.texts}
         self._pattern = re.compile('|'.join(
@@ -322,7 +326,7 @@ class _Address:
             return True
         if not _encoded.search(lower):
             return False
-        reading = message.read(data)
+        reading = preview.read(data)
         texts = [
             *(value for _, value in reading.headers), reading.text,
             reading.html, *(a.name for a in reading.attachments)]
@@ -331,7 +335,7 @@ class _Address:
     def is_all_of(self, email):
         "Whether the email goes to nobody else"
         return all(map(
-                self._equals, message.split_addresses(email.to_addrs)))
+                self._equals, split_addresses(email.to_addrs)))
 
     def erased_from(self, email):
         "Return what has to be written on an email to others, too"
@@ -350,7 +354,7 @@ class _Address:
         "Return what becomes of an email that waits"
         if self._equals(email.from_addr):
             return {'state': 'cancelled'}
-        if not message.remaining(
+        if not remaining(
                 values['to_addrs'], values['accepted'], values['refused']):
             if values['refused']:
                 return {'state': 'failed'}
@@ -359,19 +363,17 @@ class _Address:
 
     def _without(self, name, text):
         if name == 'from_addr':
-            return message.NULL_SENDER if self._equals(text) else text
+            return NULL_SENDER if self._equals(text) else text
         if not text:
             return text
         if name == 'to_addrs':
             return ', '.join(
-                a for a in message.split_addresses(text)
+                a for a in split_addresses(text)
                 if not self._equals(a))
         if name in {'mail_options', 'rcpt_options'}:
             return ' '.join(o for o in text.split() if not self.is_in(o))
         if name in {'accepted', 'refused'}:
-            text = '\n'.join(
-                line for line in text.split('\n')
-                if not self._equals(line.split(' ', 1)[0]))
+            text = without(text, self._equals)
         return self._pattern.sub(ERASED, text) or None
 
 

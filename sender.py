@@ -18,13 +18,15 @@ from trytond.i18n import gettext
 from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
-from . import identity, message, smtp
+from . import identity, smtp
 from .exceptions import EmailQueueError
+from .mime import original_to
 from .policy import (
     ALIKE, RECORD_SECONDS, Deadline, Pace, Patience, Settings, Suspects,
     Throttle, after, server_uri, servers)
 from .recorder import Gate, NotRecorded, Recorder, insist
 from .store import BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots
+from .words import printable
 
 __all__ = ['in_trouble', 'run', 'send']
 logger = logging.getLogger(__name__)
@@ -330,7 +332,7 @@ def _deliver(client, row, redirect):
         outcome = smtp.Outcome()
         outcome.refuse(
             row.remaining or [row.to_addrs], 'mail',
-            message.printable(f"{type(error).__name__}: {error}"))
+            printable(f"{type(error).__name__}: {error}"))
         return outcome
 
 
@@ -338,7 +340,7 @@ def _redirect(client, mail, address):
     "Deliver to that address only, and return the outcome for the recipients"
     outcome = client.deliver(mail._replace(
             to_addrs=(address,),
-            data=message.original_to(mail.to_addrs) + mail.data))
+            data=original_to(mail.to_addrs) + mail.data))
     if outcome.accepted:
         outcome.accepted = list(mail.to_addrs)
     for name in ['refused', 'deferred']:

@@ -20,6 +20,10 @@ from typing import NamedTuple
 import trytond.config as config
 from trytond.sendmail import get_smtp_server
 
+from .address import on_the_wire
+from .mime import needs_smtputf8
+from .words import with_domains
+
 __all__ = [
     'MESSAGE', 'RECIPIENT', 'SERVER', 'Client', 'Mail', 'Outcome', 'Reply',
     'Trouble', 'alike', 'server_name', 'verdict']
@@ -60,6 +64,7 @@ CLOSED = (
     ConnectionAbortedError, BrokenPipeError)
 
 _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
+_digit = re.compile(r'\d')
 _codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
 _control = re.compile(r'[\x00-\x1f\x7f]')
@@ -186,8 +191,10 @@ def verdict(step, reply):
 def alike(words):
     "Return the words without what tells one occasion from another"
     head = _codes.match(words)[0]
-    rest = re.sub(r'\S+@\S+|\S*\d\S*', '', words[len(head):])
-    return ' '.join([*head.split(), *rest.split()])
+    rest = [
+        word for word in words[len(head):].split()
+        if '@' not in word[1:-1] and not _digit.search(word)]
+    return ' '.join([*head.split(), *rest])
 
 
 def server_name(uri=None):
@@ -549,12 +556,12 @@ class _Session:
             return []
         if 'smtputf8' in self._offers:
             return recipients
-        foreign = [a for a in recipients if not a.isascii()]
-        if not mail.from_addr.isascii():
+        foreign = [a for a in recipients if not on_the_wire(a).isascii()]
+        if not on_the_wire(mail.from_addr).isascii():
             foreign = recipients
         outcome.refused.update(dict.fromkeys(
                 foreign, "The server does not offer SMTPUTF8."))
-        return [a for a in recipients if a not in foreign]
+        return [a for a in recipients if a not in set(foreign)]
 
     def _mail_command(self, mail, recipients):
         options = self._offered(mail.mail_options)
@@ -565,7 +572,10 @@ class _Session:
             options.append('BODY=8BITMIME')
         if 'smtputf8' in self._offers and (
                 'SMTPUTF8' in keywords
-                or not all(map(str.isascii, [mail.from_addr, *recipients]))):
+                or needs_smtputf8(mail.data)
+                or not all(
+                    on_the_wire(a).isascii()
+                    for a in [mail.from_addr, *recipients])):
             options.append('SMTPUTF8')
         address = '' if mail.from_addr == '<>' else mail.from_addr
         return _command('MAIL FROM:', address, options)
@@ -783,7 +793,7 @@ def _size_limit(offers):
 
 
 def _command(verb, address, options):
-    line = ' '.join([f'{verb}<{address}>', *options])
+    line = ' '.join([f'{verb}<{on_the_wire(address)}>', *options])
     if _control.search(line):
         raise ValueError(f"control character in {line!r}")
     return f'{line}\r\n'.encode('utf-8')
@@ -801,7 +811,7 @@ def _printable(text):
         text = text.decode('utf-8', 'replace')
     if not text.isprintable():
         text = ''.join(c if c.isprintable() else ' ' for c in text)
-    return ' '.join(text.split())[:WORDS_LENGTH]
+    return with_domains(' '.join(text.split())[:WORDS_LENGTH])
 
 
 def _words(error):

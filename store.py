@@ -26,8 +26,9 @@ from trytond.i18n import gettext
 from trytond.model import fields
 from trytond.transaction import Transaction
 
-from . import files, message
+from . import files
 from .exceptions import EmailQueueError
+from .recipients import remaining
 
 __all__ = ['Row', 'Store', 'database_time', 'forget', 'slots', 'utc_now']
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Row(NamedTuple):
     @property
     def remaining(self):
         "The recipients that the message has still to go to"
-        return message.remaining(self.to_addrs, self.accepted, self.refused)
+        return remaining(self.to_addrs, self.accepted, self.refused)
 
     def expired(self, now):
         return bool(self.expires_at) and self.expires_at <= now

@@ -17,7 +17,7 @@ from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import identity, message
+from .. import identity, mime
 from ..exceptions import EmailQueueError
 from .jsonrpc import RPCError, RPCTestCase
 from .postgresql import PostgreSQL, bin_directory
@@ -285,7 +285,7 @@ class RedirectTestCase(QueueTestCase):
                 ['a@example.com\r\nBcc: b@example.com\r\n\r\nBody'],
                 ['ö\r\nBcc: b@example.com'], [' ']]:
             with self.subTest(address=addresses[0]):
-                field = message.original_to(addresses)
+                field = mime.original_to(addresses)
                 self.assertTrue(field.isascii())
                 self.assertLessEqual(
                     max(map(len, field.split(b'\r\n'))), 998)

@@ -13,9 +13,11 @@ from email.mime.text import MIMEText
 from email.policy import SMTP, compat32, default
 from email.utils import formataddr
 
-from trytond.modules.email_queue.message import (
-    ArgumentError, addresses, decoded, describe, envelope_recipients,
-    envelope_sender, options, prepare, recipients, sender, split_addresses)
+from trytond.modules.email_queue.address import (
+    ArgumentError, addresses, envelope_from, envelope_recipients,
+    envelope_sender, envelope_to, options)
+from trytond.modules.email_queue.mime import decoded, describe, prepare
+from trytond.modules.email_queue.recipients import split_addresses
 
 HOST = 'host.example.com'
 POLICIES = [compat32, default, SMTP]
@@ -122,14 +124,14 @@ class AddressesTestCase(MessageTestCase):
         '"(a)"@example.com (b)': ['"(a)"@example.com'],
         '"."@example.com': ['"."@example.com'],
         'John@Example.COM': ['John@Example.COM'],
-        f'{"x" * 64}@example.com': [f'{"x" * 64}@example.com'],
+        f'{"x" * 65}@example.com': [f'{"x" * 65}@example.com'],
         'jürgen@example.com': ['jürgen@example.com'],
         '"jür gen"@example.com': ['"jür gen"@example.com'],
-        'info@straße.de': ['info@xn--strae-oqa.de'],
-        'info@xn--strae-oqa.de': ['info@xn--strae-oqa.de'],
+        'info@straße.de': ['info@straße.de'],
+        'info@xn--strae-oqa.de': ['info@straße.de'],
         'Jürgen <jürgen@STRASSE.de>': ['jürgen@STRASSE.de'],
-        'info@Größe.de': ['info@xn--gre-6ka8i.de'],
-        'info@例え。テスト': ['info@xn--r8jz45g.xn--zckzah'],
+        'info@Größe.de': ['info@größe.de'],
+        'info@例え。テスト': ['info@例え.テスト'],
         'info@ｅxample．com': ['info@example.com'],
         }
 
@@ -159,8 +161,8 @@ class AddressesTestCase(MessageTestCase):
         'john@[127.0.0.1', 'john@127.0.0.1]', 'john@[127.0.0.1].com',
         'john@xn--zz--.de', 'john@xn--.de', 'john@☃.net', 'john@℀.com',
         'john@\u0300a.com', f'john@{"ü" * 64}.de', f'john@{"a" * 64}.de',
-        'john@' + '.'.join(['a' * 60] * 5), f'{"x" * 65}@example.com',
-        f'{"ü" * 33}@example.com',
+        'john@' + '.'.join(['a' * 60] * 5), f'{"x" * 501}@example.com',
+        f'{"ü" * 251}@example.com',
         'john＠example.com', 'john@example.com，jane@example.com',
         ]
 
@@ -295,10 +297,10 @@ class EnvelopeTestCase(MessageTestCase):
                 ('Shop <shop@example.com>', 'shop@example.com'),
                 ('<>', '<>'),
                 (' <> ', '<>'),
-                ('shop@straße.de', 'shop@xn--strae-oqa.de'),
+                ('shop@xn--strae-oqa.de', 'shop@straße.de'),
                 ]:
             with self.subTest(value=value):
-                self.assertEqual(sender(value), expected)
+                self.assertEqual(envelope_from(value), expected)
 
     def test_sender_refused(self):
         "Test no sender, several and what is none"
@@ -321,7 +323,8 @@ class EnvelopeTestCase(MessageTestCase):
                 ('address_control', 'shop@example.com\r\nRCPT TO:<x@y.z>'),
                 ]:
             with self.subTest(value=value):
-                self.refused(reason, sender, value, argument='from_addr')
+                self.refused(
+                    reason, envelope_from, value, argument='from_addr')
 
     def test_recipients(self):
         "Test recipients in every form"
@@ -342,17 +345,17 @@ class EnvelopeTestCase(MessageTestCase):
                 (['John: john@example.com;'], ['john@example.com']),
                 ]:
             with self.subTest(value=value):
-                self.assertEqual(recipients(value), expected)
+                self.assertEqual(envelope_to(value), expected)
 
     def test_recipients_once(self):
         "Test recipients are there once, in order, in the first way"
         self.assertEqual(
-            recipients([
+            envelope_to([
                     'b@example.com', 'a@example.com', 'B@example.com',
                     'b@EXAMPLE.com', 'a@example.com', 'a@straße.de',
-                    'a@xn--strae-oqa.de']),
+                    'a@straße.de']),
             ['b@example.com', 'a@example.com', 'B@example.com',
-                'a@xn--strae-oqa.de'])
+                'a@straße.de'])
 
     def test_recipients_refused(self):
         "Test no recipient and what is none"
@@ -383,7 +386,7 @@ class EnvelopeTestCase(MessageTestCase):
                 ]:
             with self.subTest(value=value):
                 self.refused(
-                    reason, recipients, value, argument='to_addrs',
+                    reason, envelope_to, value, argument='to_addrs',
                     value=shown)
 
     def test_recipients_error(self):
@@ -393,7 +396,7 @@ class EnvelopeTestCase(MessageTestCase):
             raise ZeroDivisionError
 
         with self.assertRaises(ZeroDivisionError):
-            recipients(generator())
+            envelope_to(generator())
 
     def test_options(self):
         "Test options in every form"
@@ -471,7 +474,7 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                 ({'From': 'a@example.com, b@example.com'}, 'a@example.com'),
                 ({'From': 'a@example.com', 'Sender': 'B <b@example.com>'},
                     'b@example.com'),
-                ({'from': 'ä <ä@straße.de>'}, 'ä@xn--strae-oqa.de'),
+                ({'from': 'ä <ä@straße.de>'}, 'ä@straße.de'),
                 ({'From': 'a@example.com', 'Resent_Date': 'today',
                     'Resent_From': 'b@example.com'}, 'b@example.com'),
                 ({'From': 'a@example.com', 'Resent_Date': 'today',
@@ -1041,13 +1044,13 @@ class PrepareTestCase(MessageTestCase):
         message = EmailMessage()
         message['To'] = 'Jürgen <jürgen@example.com>'
         self.assertIn(
-            'To: Jürgen <jürgen@example.com>\r\n'.encode(),
-            self.prepare(message, utf8=True))
+            'To: =?utf-8?q?J=C3=BCrgen?= <jürgen@example.com>\r\n'.encode(),
+            self.prepare(message))
         message.replace_header('To', 'Jürgen <j@example.com>')
         self.assertTrue(self.prepare(message).isascii())
         message = MIMEText("ü", 'plain', 'utf-8')
         message['Subject'] = "Jürgen"
-        self.assertTrue(self.prepare(message, utf8=True).isascii())
+        self.assertTrue(self.prepare(message).isascii())
 
     def test_message_long_words(self):
         "Test long words that follow each other do not end the header"
@@ -1095,8 +1098,7 @@ class PrepareTestCase(MessageTestCase):
 
     def test_message_injection_part(self):
         "Test no value of a part begins another field or ends its header"
-        for name in ['a\nX: y', 'a\n\nbody', 'a\r\rbody', 'a\v\vbody',
-                'a"\n\n<b>']:
+        for name in ['a\nX: y', 'a\n\nbody', 'a\r\rbody', 'a"\n\n<b>']:
             part = MIMEApplication(b'x')
             part.add_header('Content-Disposition', 'attachment', filename=name)
             message = MIMEMultipart()
@@ -1149,12 +1151,7 @@ class PrepareTestCase(MessageTestCase):
             values.append(message)
         number = Message()
         number[5] = 'x'
-        policy = Message()
-        policy.policy = None
-        uncopied = Message()
-        uncopied.lock = (x for x in [])
-        for message in [itself, deep, *payloads, *values, number, policy,
-                uncopied]:
+        for message in [itself, deep, *payloads, *values, number]:
             with self.subTest(message={**vars(message)}):
                 self.refused(
                     'message_broken', prepare, message, HOST, argument='msg')
@@ -1174,17 +1171,17 @@ class DescribeTestCase(MessageTestCase):
                 (b'=?utf-8?q?J=C3=BCrgen?=', "Jürgen"),
                 (b'=?UTF-8?B?SsO8cmdlbg==?=', "Jürgen"),
                 (b'=?iso-8859-1?q?J=FCrgen_=26?= Co', "Jürgen & Co"),
-                (b'=?utf-8*de?q?J=C3=BCrgen?=', "=?utf-8*de?q?J=C3=BCrgen?="),
+                (b'=?utf-8*de?q?J=C3=BCrgen?=', "Jürgen"),
                 (b'=?utf-8?q?J=C3=BC?=\r\n =?utf-8?q?rgen?=', "Jürgen"),
                 (b'=?utf-8?q?a?= b =?utf-8?q?c?=', "a b c"),
                 ('Jürgen'.encode(), "Jürgen"),
                 ('Jürgen'.encode('latin-1'), "Jürgen"),
                 (b'\xff\xfe', "ÿþ"),
                 ('=?utf-8?q?J=C3=BCrgen?= ü'.encode(), None),
-                (b'=?utf-8?q?=FF?=', "=?utf-8?q?=FF?="),
-                (b'=?utf-8?b?A?=', "=?utf-8?b?A?="),
+                (b'=?utf-8?q?=FF?=', "\ufffd"),
+                (b'=?utf-8?b?A?=', ""),
                 (b'=?utf-8?b?A===?=', None),
-                (b'=?no-such?q?x?=', "=?no-such?q?x?="),
+                (b'=?no-such?q?x?=', "x"),
                 (b'=?unknown-8bit?q?=FF?=', None),
                 (b'=?idna?q?xn--?=', None),
                 (b'=?undefined?q?x?=', None),

@@ -9,8 +9,9 @@ from email.message import EmailMessage, Message
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from trytond.modules.email_queue.address import on_the_wire
 from trytond.modules.email_queue.exceptions import EmailQueueError
-from trytond.modules.email_queue.message import split_addresses
+from trytond.modules.email_queue.recipients import split_addresses
 from trytond.pool import Pool
 
 from .test_queue import OWN_FIELDS, DeliveryTestCase
@@ -104,8 +105,10 @@ class PropertyTestCase(DeliveryTestCase):
             if record:
                 recipients = split_addresses(record['to_addrs'])
                 self.assertEqual(
-                    mail.from_addr or '<>', record['from_addr'])
-                self.assertEqual(list(mail.to_addrs), recipients)
+                    mail.from_addr or '<>',
+                    on_the_wire(record['from_addr']))
+                self.assertEqual(
+                    list(mail.to_addrs), list(map(on_the_wire, recipients)))
                 verbs += ['MAIL', *['RCPT' for _ in recipients], 'DATA']
             found.append(mail)
         if verbs:

@@ -1,0 +1,290 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What a caller gives → the envelope.
+
+Knows no database and no SMTP server. An own reader of addresses, because the
+one of the standard library raises RecursionError at "(((", while this reader
+takes linear time for any text.
+"""
+import re
+from email.errors import NonASCIILocalPartDefect, ObsoleteHeaderDefect
+from email.header import Header
+from email.message import Message
+
+import idna
+
+from . import words
+
+NULL_SENDER = '<>'
+# Against nonsense only. RFC 5321 4.5.3.1.1 allows 64 bytes of a local part;
+# addresses for replies and SRS have more, which is for the server to judge.
+LOCAL_PART_LENGTH = 500
+# RFC 5321 4.5.3.1.2
+DOMAIN_LENGTH = 255
+# RFC 5321 4.1.2, esmtp-param
+_option = re.compile(r'[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?')
+# More generous with dots than RFC 5321 as some mailboxes are
+_dot_string = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\U0010ffff-]+")
+_quoted_string = re.compile(r'"(?:[^"\\\x00-\x1f\x7f]|\\[ -~])*"')
+_label = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?')
+_literal = re.compile(r'\[[A-Za-z0-9:.-]+\]')
+_control = re.compile(r'[\x00-\x1f\x7f]')
+# The list of addresses of RFC 5322 3.4 without blanks in an address, so that
+# each is found as it stands. There is just one way to match any text: the time
+# is linear.
+_quoted = r'"(?:[^"\\]|\\.)*"'
+_phrase = rf'(?:{_quoted}|[^"<>,:;@()\\])*'
+_atom = r'[^ "<>,:;@()\\[\]]+'
+_spec = rf'(?:{_quoted}|{_atom})@(?:\[[^][ "<>,;@()\\]*\]|{_atom})'
+_separators = re.compile(r'[ ,]*')
+_group = re.compile(rf'{_phrase}:[ ,]*')
+_mailbox = re.compile(
+    rf'(?:{_phrase}< *(?P<angled>{_spec}) *>|(?P<bare>{_spec}))? *'
+    r'(?P<end_of_group>; *)?(?:,|\Z)')
+_comment_part = re.compile(r'\\.|[^\\"()]+|.')
+
+
+class ArgumentError(ValueError):
+    """An argument that cannot be queued.
+
+    ``argument`` is its name, ``value`` what is wrong with it as printable text
+    and ``reason`` the name of one of the module's messages.
+    """
+
+    def __init__(self, argument, value, reason):
+        super().__init__(argument, value, reason)
+        self.argument = argument
+        if not (isinstance(value, str) and value.isprintable()):
+            value = repr(value)
+        self.value = value
+        self.reason = reason
+
+
+def envelope_from(from_addr):
+    """Return the bare address of the envelope's sender.
+
+    ``<>`` is the null sender (RFC 5321 4.5.5).
+    """
+    if isinstance(from_addr, str) and from_addr.strip(' ') == NULL_SENDER:
+        return NULL_SENDER
+    found = addresses('from_addr', from_addr)
+    if not found:
+        raise ArgumentError('from_addr', from_addr, 'msg_sender_missing')
+    if len(found) > 1:
+        raise ArgumentError('from_addr', from_addr, 'msg_address_several')
+    return found[0]
+
+
+def envelope_to(to_addrs):
+    """Return the list of the envelope's bare addresses, each once, in order.
+
+    A string may hold several addresses, an item of an iterable just one.
+    """
+    if isinstance(to_addrs, str):
+        found = addresses('to_addrs', to_addrs)
+    else:
+        to_addrs = _items('to_addrs', to_addrs, 'msg_address_invalid')
+        found = []
+        for item in to_addrs:
+            parsed = addresses('to_addrs', item)
+            if not parsed:
+                raise ArgumentError('to_addrs', item, 'msg_address_invalid')
+            if len(parsed) > 1:
+                raise ArgumentError('to_addrs', item, 'msg_address_several')
+            found += parsed
+    if not found:
+        raise ArgumentError('to_addrs', to_addrs, 'msg_recipient_missing')
+    once = {}
+    for address in found:
+        local, _, domain = address.rpartition('@')
+        once.setdefault((local, domain.lower()), address)
+    return list(once.values())
+
+
+def _items(argument, values, reason):
+    if isinstance(values, (bytes, bytearray, memoryview)):
+        raise ArgumentError(argument, values, reason)
+    try:
+        iterator = iter(values)
+    except TypeError:
+        raise ArgumentError(argument, values, reason)
+    return list(iterator)
+
+
+def addresses(argument, text):
+    """Return the bare addresses of ``text`` (RFC 5322 3.4), in order.
+
+    The domain of each is as people write it, also where it was given as
+    *xn--…*: see :func:`on_the_wire`.
+    """
+    if not isinstance(text, str):
+        raise ArgumentError(argument, text, 'msg_address_invalid')
+    if _control.search(text):
+        raise ArgumentError(argument, text, 'msg_address_control')
+    return [_checked(argument, a) for a in _parsed(argument, text)]
+
+
+def _parsed(argument, text):
+    found, position, in_group = [], 0, False
+    if '(' in text:
+        text = _without_comments(argument, text)
+    while position < len(text):
+        position = _separators.match(text, position).end()
+        if not in_group and (match := _group.match(text, position)):
+            in_group, position = True, match.end()
+        match = _mailbox.match(text, position)
+        if not match or (match['end_of_group'] and not in_group):
+            raise ArgumentError(
+                argument, text[position:].strip(), 'msg_address_invalid')
+        if address := match['angled'] or match['bare']:
+            found.append(address)
+        if match['end_of_group']:
+            in_group = False
+        position = match.end()
+    if in_group:
+        raise ArgumentError(argument, text, 'msg_address_invalid')
+    return found
+
+
+def _without_comments(argument, text):
+    "Return ``text`` with a blank for each comment, which can be nested"
+    kept, depth, quoted = [], 0, False
+    for part in _comment_part.findall(text):
+        if part == '(' and not quoted:
+            depth += 1
+        elif part == ')' and depth:
+            depth -= 1
+            part = ' '
+        elif part == '"' and not depth:
+            quoted = not quoted
+        if not depth:
+            kept.append(part)
+    if depth:
+        raise ArgumentError(argument, text, 'msg_address_invalid')
+    return ''.join(kept)
+
+
+def _checked(argument, address):
+    local, _, domain = address.rpartition('@')
+    # Nobody means a blank or a mark without width that is not ASCII
+    if (not local.isprintable()
+            or len(local.encode('utf-8')) > LOCAL_PART_LENGTH
+            or not (_dot_string.fullmatch(local)
+                or _quoted_string.fullmatch(local))):
+        raise ArgumentError(argument, address, 'msg_address_invalid')
+    try:
+        domain = _ascii_domain(domain)
+    except UnicodeError:
+        raise ArgumentError(argument, address, 'msg_address_invalid')
+    if (len(domain) > DOMAIN_LENGTH
+            or not (_literal.fullmatch(domain)
+                or all(map(_label.fullmatch, domain.split('.'))))):
+        raise ArgumentError(argument, address, 'msg_address_invalid')
+    return f'{local}@{words.shown_domain(domain)}'
+
+
+def on_the_wire(address):
+    """Return an address with the domain that SMTP and headers need.
+
+    IDNA 2008: Python's own codec is IDNA 2003, for which straße is strasse.
+    """
+    local, at, domain = address.rpartition('@')
+    try:
+        return f'{local}{at}{_ascii_domain(domain)}'
+    except UnicodeError:
+        return address
+
+
+def _ascii_domain(domain):
+    if domain.isascii() or len(domain) > DOMAIN_LENGTH:
+        return domain
+    return idna.encode(domain, uts46=True, transitional=False).decode('ascii')
+
+
+def options(argument, values):
+    "Return the list of ESMTP parameters (RFC 5321 4.1.2) of ``values``"
+    if isinstance(values, str):
+        values = [values]
+    found = []
+    for value in _items(argument, values, 'msg_option_invalid'):
+        if not isinstance(value, str):
+            raise ArgumentError(argument, value, 'msg_option_invalid')
+        for option in filter(None, value.split(' ')):
+            if not _option.fullmatch(option):
+                raise ArgumentError(argument, option, 'msg_option_invalid')
+            found.append(option)
+    return found
+
+
+def envelope_sender(message):
+    """Return the sender that the headers of ``message`` name.
+
+    The first address of *Sender*, else of *From*; of the resent block where
+    there is one (RFC 5322 3.6.6). As ``smtplib.SMTP.send_message`` does.
+    """
+    prefix = _resent(message)
+    for name in ['Sender', 'From']:
+        if found := _header_addresses(
+                'from_addr', message, f'{prefix}{name}'):
+            return found[0]
+    raise ArgumentError('from_addr', '', 'msg_sender_missing')
+
+
+def envelope_recipients(message):
+    "Return the addresses of *To*, *Cc* and *Bcc*, see :func:`envelope_sender`"
+    prefix = _resent(message)
+    found = []
+    for name in ['To', 'Cc', 'Bcc']:
+        found += _header_addresses('to_addrs', message, f'{prefix}{name}')
+    return found
+
+
+def _resent(message):
+    if not isinstance(message, Message):
+        raise ArgumentError('msg', type(message).__name__, 'msg_message_type')
+    resent = raw_values(message, 'Resent-Date')
+    if len(resent) > 1:
+        raise ArgumentError('msg', 'Resent-Date', 'msg_message_resent')
+    return 'Resent-' if resent else ''
+
+
+def raw_values(message, name):
+    "Return what is stored in ``message``: to parse it could fail"
+    return [
+        value for key, value in message.raw_items()
+        if str(key).lower() == name.lower()]
+
+
+def _header_addresses(argument, message, name):
+    found = []
+    for value in raw_values(message, name):
+        try:
+            text = _header_text(value)
+        except Exception as error:
+            # A message can hold any object in any place
+            raise ArgumentError(
+                'msg', f'{type(error).__name__}: {error}',
+                'msg_message_broken')
+        found += addresses(argument, _unfolded(text))
+    return found
+
+
+def _header_text(value):
+    "Return the addresses of a header as they were before any decoding"
+    if isinstance(value, Header):
+        # A decoded name could hold a comma
+        encoded = value.encode()
+        return encoded if '@' in encoded else str(value)
+    for defect in getattr(value, 'defects', ()):
+        # What is defective is not in its text any more
+        if not isinstance(
+                defect, (ObsoleteHeaderDefect, NonASCIILocalPartDefect)):
+            raise defect
+    try:
+        return str(value).encode('utf-8', 'surrogateescape').decode('utf-8')
+    except UnicodeError:
+        return str(value)
+
+
+def _unfolded(text):
+    return re.sub(r'\r?\n(?=[ \t])', '', text).replace('\t', ' ')

@@ -1,0 +1,280 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Stored bytes → what a person reads.
+
+Knows no database. An own reader of MIME, because it is up to 90 times as fast
+as the standard library's parser, takes linear time and never raises, while the
+parser raises LookupError at an unknown charset.
+"""
+import binascii
+import re
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import lxml.html
+
+from .mime import decoded, header_fields, value_of, with_crlf
+from .words import (
+    decoded_words, from_base64, in_charset, printable, with_domains)
+
+# What is looked at to show a message
+READ_SIZE, HEADER_SIZE, TEXT_SIZE = 16 * 1024 ** 2, 64 * 1024, 128 * 1024
+PARTS, DEPTH, FIELDS = 200, 20, 50
+FIELD_SIZE = 4 * 1024
+SHOWN_FIELDS = {
+    name.lower().encode('ascii'): name for name in [
+        'From', 'Sender', 'Reply-To', 'To', 'Cc', 'Date', 'Subject',
+        'Message-ID', 'In-Reply-To', 'Auto-Submitted', 'List-Id',
+        'List-Unsubscribe']}
+# Their text is none
+HIDDEN_TAGS = {'head', 'script', 'style', 'template', 'title'}
+# One parameter, with the quotes of a value that has no end
+_parameter = re.compile(
+    r'[^;"]*?([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*(?:"|\Z)|[^;]*)[^;]*')
+_long_tag = re.compile(r'<([A-Za-z][A-Za-z0-9]*)[^<>]{2000,}')
+_continued = re.compile(r'(.+?)(?:\*(\d{1,3}))?(\*?)')
+_tag_texts = {
+    **dict.fromkeys(['br', 'div', 'tr', '/div', '/tr', '/li'], '\n'),
+    **dict.fromkeys(
+        [f'{end}{name}' for end in ['', '/'] for name in [
+            'blockquote', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'hr', 'ol', 'p',
+            'pre', 'table', 'ul']],
+        '\n\n'),
+    'li': '\n- ', 'td': ' ', 'th': ' '}
+
+
+class Attachment(NamedTuple):
+    name: str
+    type: str
+    size: int
+
+
+class Reading(NamedTuple):
+    """What a person reads of a message.
+
+    ``headers`` are pairs of name and value, ``complete`` is False where the
+    list of attachments is not.
+    """
+    headers: list
+    text: str
+    html: str
+    attachments: list
+    complete: bool
+
+
+class _Part(NamedTuple):
+    "A part without parts: its fields by name, and its encoded body"
+    fields: dict
+    data: bytes
+
+    @property
+    def type(self):
+        type_, _ = self._parameters(b'content-type')
+        return printable(type_) if type_.count('/') == 1 else 'text/plain'
+
+    @property
+    def boundary(self):
+        _, parameters = self._parameters(b'content-type')
+        return parameters.get('boundary', '')
+
+    @property
+    def name(self):
+        for field, name in [
+                (b'content-disposition', 'filename'),
+                (b'content-type', 'name')]:
+            _, parameters = self._parameters(field)
+            if name in parameters:
+                return printable(decoded_words(parameters[name]))
+        return ''
+
+    @property
+    def is_text(self):
+        disposition, _ = self._parameters(b'content-disposition')
+        return (
+            self.type in {'text/plain', 'text/html'}
+            and disposition != 'attachment'
+            and not self.name)
+
+    @property
+    def body(self):
+        encoding, _ = self._parameters(b'content-transfer-encoding')
+        if encoding == 'base64':
+            return from_base64(self.data)
+        if encoding == 'quoted-printable':
+            return binascii.a2b_qp(self.data)
+        return self.data
+
+    @property
+    def text(self):
+        body = self.body
+        _, parameters = self._parameters(b'content-type')
+        text = in_charset(body[:TEXT_SIZE], parameters.get('charset'))
+        return f'{text}\n…' if len(body) > TEXT_SIZE else text
+
+    def _parameters(self, name):
+        return _value_and_parameters(self.fields.get(name, b''))
+
+
+def read(data):
+    """Return the :class:`Reading` of stored bytes, whatever they are.
+
+    Nothing of them is executed or fetched, and what lies after the bounds of
+    this module is left out.
+    """
+    complete = len(data) <= READ_SIZE
+    data = with_crlf(bytes(data[:READ_SIZE]))
+    fields, _ = _part_header(data)
+    texts = {'text/plain': [], 'text/html': []}
+    attachments = []
+    for number, part in enumerate(_leaves(data)):
+        if number == PARTS:
+            complete = False
+            break
+        if part.is_text:
+            if sum(map(len, texts[part.type])) < TEXT_SIZE:
+                texts[part.type].append(part.text)
+        else:
+            attachments.append(
+                Attachment(part.name, part.type, len(part.body)))
+    return Reading(
+        [(SHOWN_FIELDS[name], decoded(field))
+            for name, field in fields if name in SHOWN_FIELDS][:FIELDS],
+        _tidy('\n'.join(texts['text/plain'])),
+        _tidy('\n'.join(map(html_text, texts['text/html']))),
+        attachments, complete)
+
+
+def _leaves(data):
+    "Yield the parts of a message that have no parts, in order"
+    waiting = [(data, 0)]
+    while waiting:
+        data, depth = waiting.pop()
+        fields, start = _part_header(data)
+        part = _Part(dict(reversed(fields)), data[start:])
+        parts = []
+        if part.type.startswith('multipart/') and depth < DEPTH:
+            parts = _split(
+                data, start, part.boundary.encode('utf-8', 'surrogateescape'))
+        if parts:
+            waiting += [(inner, depth + 1) for inner in reversed(parts)]
+        else:
+            yield part
+
+
+def _part_header(data):
+    "Return the fields of a part and where its body starts"
+    # The last line end of a part belongs to the boundary
+    fields, end = header_fields(with_crlf(data[:HEADER_SIZE]))
+    if data.startswith(b'\r\n', end):
+        end += 2
+    return fields, end
+
+
+def _value_and_parameters(field):
+    """Return the value of a field in lower case and its parameters by name.
+
+    Those of RFC 2231 are decoded; of several with one name the first counts.
+    """
+    text = value_of(field[:FIELD_SIZE]).decode('utf-8', 'surrogateescape')
+    text = text.replace('\r\n', '').replace('\t', ' ')
+    value, _, rest = text.partition(';')
+    parts = {}
+    for match in _parameter.finditer(rest):
+        name, number, encoded = _continued.fullmatch(match[1]).groups()
+        parts.setdefault(name.lower(), {}).setdefault(
+            int(number or 0), (_parameter_text(match[2]), bool(encoded)))
+    # A comment can follow (RFC 2045 5.1)
+    value = value.partition('(')[0].strip().lower()
+    return value, {
+        name: _joined([text for _, text in sorted(texts.items())])
+        for name, texts in parts.items()}
+
+
+def _parameter_text(text):
+    if not text.startswith('"'):
+        return text.strip()
+    text = text[1:-1] if text.endswith('"') and len(text) > 1 else text[1:]
+    return re.sub(r'\\(.)', r'\1', text)
+
+
+def _joined(parts):
+    "Return the text of a parameter, which can be in encoded parts"
+    charset = None
+    if parts[0][1]:
+        charset, _, text = parts[0][0].partition("'")
+        parts[0] = text.partition("'")[2] or text, True
+    data = b''.join(
+        unquote_to_bytes(text.encode('utf-8', 'surrogateescape'))
+        if encoded else text.encode('utf-8', 'surrogateescape')
+        for text, encoded in parts)
+    return in_charset(data, charset)
+
+
+def _split(data, start, boundary):
+    "Return the bytes of each part between the lines of the boundary"
+    parts, begin = [], None
+    if not boundary:
+        return parts
+    delimiter = re.compile(
+        rb'\r\n--%s(--)?[ \t]*(?=\r\n|\Z)' % re.escape(boundary))
+    # The first may have the line end of the blank line
+    for match in delimiter.finditer(data, max(start - 2, 0)):
+        if begin is not None:
+            parts.append(data[begin:match.start()])
+        if match[1] or len(parts) > PARTS:
+            return parts
+        begin = match.end() + len(b'\r\n')
+    if begin is not None:
+        # It ends without a last boundary
+        parts.append(data[begin:])
+    return parts
+
+
+def html_text(text):
+    "Return the text that is in HTML, with the targets of its links"
+    try:
+        root = lxml.html.document_fromstring(
+            # libxml2 takes quadratic time for the attributes of a tag
+            _long_tag.sub(r'<\1', text).encode('utf-8', 'replace'),
+            parser=lxml.html.HTMLParser(encoding='utf-8', huge_tree=True))
+    except lxml.etree.LxmlError:
+        # There is nothing in it
+        return ''
+    chunks, hidden = [], 0
+    for event, element in lxml.etree.iterwalk(
+            root, events=['start', 'end', 'comment', 'pi']):
+        tag = element.tag if isinstance(element.tag, str) else ''
+        if event == 'start':
+            hidden += tag in HIDDEN_TAGS
+            if not hidden:
+                chunks += [_tag_texts.get(tag, ''), _words(element.text)]
+            continue
+        if not hidden and event == 'end':
+            chunks += [_target(element), _tag_texts.get(f'/{tag}', '')]
+        hidden -= tag in HIDDEN_TAGS
+        if not hidden:
+            chunks.append(_words(element.tail))
+    return with_domains(''.join(chunks))
+
+
+def _target(element):
+    target = (element.get('href') or '') if element.tag == 'a' else ''
+    target = _words(target).strip()
+    return f' <{target}>' if target and not target.startswith('#') else ''
+
+
+def _words(text):
+    return re.sub(r'\s+', ' ', text or '')
+
+
+def _tidy(text):
+    "Return ``text`` without what can not be shown and without empty space"
+    cut = len(text) > TEXT_SIZE
+    text = text[:TEXT_SIZE].replace('\r\n', '\n').replace('\r', '\n')
+    text = text.encode('utf-8', 'replace').decode('utf-8')
+    text = ''.join(
+        c if c.isprintable() or c in '\n\t' else ' ' if c.isspace() else ''
+        for c in text)
+    lines = [line.rstrip() for line in text.split('\n')]
+    text = re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)).strip('\n')
+    return text + '\n…' if cut else text

@@ -1,0 +1,138 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Bytes of others → text that a person reads, whatever the bytes are.
+
+Each function takes linear time and raises nothing.
+"""
+import binascii
+import codecs
+import re
+
+import idna
+
+# RFC 5322 2.1.1
+LINE_LENGTH = 998
+# Codecs of Python for other ends, some of which take quadratic time
+NO_CHARSETS = {
+    'idna', 'mbcs', 'oem', 'punycode', 'raw_unicode_escape', 'undefined',
+    'unicode_escape'}
+# Names under which mail programs send more than the charset of that name has
+CHARSETS = {
+    'ascii': 'cp1252', 'iso8859-1': 'cp1252', 'gb2312': 'gb18030',
+    'gbk': 'gb18030', 'euc_kr': 'cp949', 'shift_jis': 'cp932',
+    'tis-620': 'cp874'}
+
+# RFC 2047 2, with the language of RFC 2231 5
+_encoded_word = re.compile(
+    r'=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?]*)\?=')
+_qp_byte = re.compile(rb'=([0-9A-Fa-f]{2})')
+_not_base64 = bytes(set(range(256)) - set(
+        b'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'))
+_ascii_domain = re.compile(
+    r'(?<![A-Za-z0-9_.-])(?:[A-Za-z0-9_-]{1,63}\.){0,20}'
+    r'xn--[A-Za-z0-9-]{1,59}(?:\.[A-Za-z0-9-]{1,63}){0,20}', re.I)
+
+
+def printable(text):
+    "Return ``text`` as one line that any database can store and index"
+    text = text.encode('utf-8', 'replace').decode('utf-8')
+    if not text.isprintable():
+        text = ''.join(c if c.isprintable() else ' ' for c in text)
+    line = ' '.join(text.split()).encode('utf-8')[:LINE_LENGTH]
+    return line.decode('utf-8', 'ignore')
+
+
+def in_charset(data, charset):
+    """Return the text of bytes, with replacements where it is another charset.
+
+    :param charset: its name as the message has it, None for none.
+    """
+    codec = _codec(charset)
+    if codec:
+        return data.decode(codec, 'replace')
+    try:
+        return data.decode('utf-8')
+    except UnicodeDecodeError:
+        return data.decode('cp1252', 'replace')
+
+
+def _codec(charset):
+    "Return the name of the codec for a charset, None where there is none"
+    charset = (charset or '').partition('*')[0].strip()
+    for name in [charset, re.sub(r'[^A-Za-z0-9]', '', charset)]:
+        try:
+            codec = codecs.lookup(name).name
+            codec = CHARSETS.get(codec, codec)
+            if codec not in NO_CHARSETS:
+                # A codec that is not for text raises here
+                b'a'.decode(codec, 'replace')
+                return codec
+        except (LookupError, ValueError):
+            continue
+
+
+def decoded_words(text):
+    """Return ``text`` with its encoded words (RFC 2047) decoded.
+
+    What follows each other in one charset is decoded together, because some
+    programs divide a character.
+    """
+    chunks, position, waiting = [], 0, None
+    for match in _encoded_word.finditer(text):
+        between = text[position:match.start()]
+        data = _word_bytes(match[2], match[3])
+        charset = match[1].lower()
+        if waiting and not between.strip() and waiting[0] == charset:
+            waiting[1].append(data)
+        else:
+            if waiting:
+                chunks.append(_decoded(waiting))
+            # Blanks between two encoded words are not part of the text
+            if not waiting or between.strip():
+                chunks.append(between)
+            waiting = charset, [data]
+        position = match.end()
+    if waiting:
+        chunks.append(_decoded(waiting))
+    chunks.append(text[position:])
+    return ''.join(chunks)
+
+
+def _decoded(waiting):
+    charset, data = waiting
+    return in_charset(b''.join(data), charset)
+
+
+def _word_bytes(encoding, text):
+    data = text.encode('utf-8', 'replace')
+    if encoding in 'bB':
+        return from_base64(data)
+    return _qp_byte.sub(
+        lambda match: bytes.fromhex(match[1].decode('ascii')),
+        data.replace(b'_', b' '))
+
+
+def from_base64(data):
+    "Return the bytes of base64, as much as there is of it"
+    data = data.translate(None, _not_base64)
+    # One character alone is no byte
+    data = data[:-1] if len(data) % 4 == 1 else data
+    return binascii.a2b_base64(data + b'=' * (-len(data) % 4))
+
+
+def with_domains(text):
+    "Return ``text`` with its IDN domains as people write them"
+    return _ascii_domain.sub(lambda match: shown_domain(match[0]), text)
+
+
+def shown_domain(domain):
+    "Return a domain as people write it, as it is where that is another one"
+    if 'xn--' not in domain.lower():
+        return domain
+    try:
+        shown = idna.decode(domain)
+        if idna.encode(shown).decode('ascii') == domain.lower():
+            return shown
+    except UnicodeError:
+        pass
+    return domain
