@@ -316,9 +316,8 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                     t.id, *columns,
                     where=fields.SQL_OPERATORS['in'](t.id, list(ids))))
             for id_, *texts in cursor.fetchall():
-                cursor.execute(*t.update(
-                        columns, [text and with_domains(text) for text in texts],
-                        where=t.id == id_))
+                shown = [text and with_domains(text) for text in texts]
+                cursor.execute(*t.update(columns, shown, where=t.id == id_))
 
     @classmethod
     def __setup_indexes__(cls):

@@ -62,7 +62,7 @@ _parameter = re.compile(
     r';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*(?:"|\Z)|[^;]*)')
 # One item of an address field: names and comments are phrases, the rest is not
 _address_token = re.compile(
-    r'"(?:[^"\\]|\\.)*"(?!@)|\((?:[^()\\]|\\.)*\)|<[^>]*>|[,:;]|[^"(<,:;]+|.')
+    r'"(?:[^"\\]|\\.)*"(?!@)|\((?:[^()\\]|\\.)*\)|<[^<>]*>|[,:;]|[^"(<,:;]+|.')
 _eight_bit = re.compile(rb'[\x80-\xff]')
 
 

@@ -68,7 +68,8 @@ class EightBitTestCase(unittest.TestCase):
         for encoding in [
                 '8-bit', '8BIT', '8bit (as is)', '8bit; x=y',
                 'quoted-printable', 'base64', 'base64 (x)', '7bit', 'binary',
-                'x-uuencode', 'unknown', '', '8bit\nContent-Transfer-Encoding: 8bit',
+                'x-uuencode', 'unknown', '',
+                '8bit\nContent-Transfer-Encoding: 8bit',
                 '7bit\nContent-Transfer-Encoding: base64']:
             for type_ in ['text/plain; charset=utf-8', 'application/pdf']:
                 raw = (f'Content-Transfer-Encoding: {encoding}\n'

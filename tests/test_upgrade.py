@@ -263,6 +263,11 @@ class UpgradeTestCase(QueueTestCase):
         with configured(timeout=5), Transaction().start(NAME, 0):
             EmailQueue = Pool().get('email.queue')
             EmailQueue.send_all()
+            # What its senders died with three times waits for a moment
+            crashed = EmailQueue.search([('crashes', '=', 3)])
+            EmailQueue.write(crashed, {'scheduled_at': PAST})
+            Transaction().commit()
+            EmailQueue.send_all()
             uncertain, = EmailQueue.search([('uncertain', '=', True)])
             with Transaction().set_context(_skip_warnings=True):
                 EmailQueue.retry([uncertain])
