@@ -550,17 +550,20 @@ class _Session:
         "Return the recipients that the server's extensions allow"
         size, limit = len(mail.data), self._size_limit
         if limit and size > limit:
-            outcome.refused.update(dict.fromkeys(recipients,
-                    f"The message of {size} bytes is larger "
-                    f"than the server's limit of {limit} bytes."))
+            # A suspect as any other: a server can offer a limit by mistake
+            outcome.refuse(
+                recipients, 'mail',
+                f"The message of {size} bytes is larger "
+                f"than the server's limit of {limit} bytes.")
             return []
         if 'smtputf8' in self._offers:
             return recipients
         foreign = [a for a in recipients if not on_the_wire(a).isascii()]
         if not on_the_wire(mail.from_addr).isascii():
             foreign = recipients
-        outcome.refused.update(dict.fromkeys(
-                foreign, "The server does not offer SMTPUTF8."))
+        if foreign:
+            outcome.refuse(
+                foreign, 'mail', "The server does not offer SMTPUTF8.")
         return [a for a in recipients if a not in set(foreign)]
 
     def _mail_command(self, mail, recipients):

@@ -261,6 +261,26 @@ class SendTestCase(QueueTestCase):
         self.assertEqual(self.read(good, 'state'), 'sent')
         self.assertEqual({self.read(i, 'state') for i in ids}, {'failed'})
 
+    def test_a_limit_that_refuses_all_is_the_servers_fault(self):
+        ids = [self.queue(f'r{i}@example.com') for i in range(12)]
+        with patch.object(self.server, 'size', 100), \
+                self.assertRaisesRegex(EmailQueueError, "larger"):
+            self.send_all()
+        self.assertEqual(
+            {tuple(self.read(i, 'state', 'attempts', 'refused')) for i in ids},
+            {('outbox', 0, None)})
+        self.assertFalse(self.server.received)
+
+    def test_a_limit_that_refuses_one_is_its_own(self):
+        large = [
+            self.queue(msg=MESSAGE + b'x' * 3000) for _ in range(10)]
+        good = self.queue()
+        with patch.object(self.server, 'size', 2000), \
+                configured(connections=1):
+            self.send_all()
+        self.assertEqual(self.read(good, 'state'), 'sent')
+        self.assertEqual({self.read(i, 'state') for i in large}, {'failed'})
+
     def test_unknown_users_are_never_the_servers_fault(self):
         ids = [self.queue(f'rcpt-550.{i}@example.com') for i in range(30)]
         self.send_all()

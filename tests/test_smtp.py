@@ -803,7 +803,7 @@ class TransactionTestCase(ServerTestCase):
         server = self.serve(size=len(DATA))
         outcome = self.deliver(server, data=DATA + b'\r\n')
         self.assertEqual(sorted(outcome.refused), addresses('a b c'))
-        self.assertIsNone(outcome.refusal)
+        self.assertTrue(outcome.refusal)
         self.assertEqual(self.commands(server, 'MAIL'), [])
         self.assertAccepted(self.deliver(server))
 
