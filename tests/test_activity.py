@@ -20,6 +20,12 @@ MODELS = {
 class ActivityTestCase(RPCTestCase):
     "Test the activity"
 
+    def setUp(self):
+        super().setUp()
+        # The hour in which the tests were collected may be over
+        global NOW
+        NOW = dt.datetime.now().replace(minute=30, second=0, microsecond=0)
+
     def put(self, state, at, count=1, queued=None):
         for _ in range(count):
             id_ = self.queue()
