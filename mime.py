@@ -163,10 +163,15 @@ def _type(message):
 def _encapsulated(message, parts, signed):
     if _type(message) == 'message/delivery-status':
         # Blocks of fields (RFC 3464 2.1)
-        return b'\n'.join(
-            _message(part, signed=signed).rstrip(b'\n') + b'\n'
-            for part in parts)
+        return b'\n'.join(_block(part, signed) for part in parts)
     return b''.join(_message(part, signed=signed) for part in parts)
+
+
+def _block(part, signed):
+    "Return fields that end with a line end, or what is there in their place"
+    data = _message(part, signed=signed)
+    fields, end = header_fields(with_crlf(data))
+    return data.rstrip(b'\n') + b'\n' if end else data.removeprefix(b'\n')
 
 
 def _multipart(message, parts, signed):
@@ -490,7 +495,8 @@ def _without_bom(data):
 
 
 def _without_mbox_line(data):
-    if data.startswith(b'From '):
+    # A field can have blanks before its colon (RFC 5322 4.5)
+    if data.startswith(b'From ') and not _field_name.match(data):
         start = data.index(b'\r\n') + 2
         # A text without header can begin like this, too
         if _field_name.match(data, start):

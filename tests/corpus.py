@@ -29,6 +29,12 @@ WRITTEN = {
         b'Content-Type: multipart/report; boundary=b\n\n--b\n\nfailed\n--b\n'
         b'Content-Type: message/delivery-status\n\nReporting-MTA: dns; x\n\n'
         b'Final-Recipient: rfc822; a@b\nAction: failed\n\n--b--\n'),
+    'report in blocks': (
+        b'Content-Type: multipart/report; boundary=b\n\n--b\n'
+        b'Content-Type: message/delivery-status\n\nno field\n\n\nnor this\n'
+        b'\nReporting-MTA: dns; x\n\nFinal-Recipient: rfc822; a@b\n\n'
+        b'--b--\n'),
+    'blanks before colons': b'From  : a@b\nSubject\t: x\n\nHello\n',
     'unfinished': b'Content-Type: multipart/mixed; boundary=b\n\n--b\n\nx',
     'no parts': b'Content-Type: multipart/mixed; boundary=b\n\nx\n',
     'no boundary': b'Content-Type: multipart/mixed\n\n--b\n\nx\n--b--\n',
