@@ -29,9 +29,13 @@ VENVS = {
     '8.0': ROOT / '.venv-8.0',
     }
 CHECKS = [
-    'postgresql', 'modules', 'sqlite', 'sqlite-8.0', 'modules-8.0',
+    'postgresql', 'plain', 'modules', 'sqlite', 'sqlite-8.0', 'modules-8.0',
     'flake8', 'isort', 'coverage']
 TESTS = 'trytond.modules.email_queue.tests'
+# They need no database, so they need not run with each
+PLAIN = [
+    'test_decode', 'test_given', 'test_linear', 'test_message',
+    'test_opening', 'test_policy', 'test_smtp', 'test_smtpd']
 # The emails of other modules, and their own tests with these captured
 MODULES = [
     f'{TESTS}.test_modules',
@@ -126,7 +130,9 @@ class Check:
 
 class Tests(Check):
     "A run of pytest with its own configuration and database cache"
-    arguments = ['--ignore-glob', '*/test_modules.py', '--pyargs', TESTS]
+    arguments = [
+        *(f'--ignore-glob=*/{name}.py' for name in ['test_modules', *PLAIN]),
+        '--pyargs', TESTS]
     database = 'test'
     settings = {}
 
@@ -179,6 +185,10 @@ class Tests(Check):
 
     def details(self):
         return summary(self.counts)
+
+
+class PlainTests(Tests):
+    arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in PLAIN)]
 
 
 class ModulesTests(Tests):
@@ -264,6 +274,9 @@ def main():
             checks.append(Tests(
                     'postgresql', directory, uri=server.uri,
                     coverage=coverage, options=options))
+        if 'plain' in chosen:
+            checks.append(PlainTests(
+                    'plain', directory, coverage=coverage, options=options))
         if 'modules' in chosen:
             checks.append(ModulesTests(
                     'modules', directory, uri=server.uri, options=options))
