@@ -190,7 +190,8 @@ class LockTableTestCase(RecordTestCase):
         self.assertEqual(set(self.rows('crashes')), {(0,)})
 
     def test_kill(self):
-        for delay, count, twice in [(.01, 40, TWICE), (0, 300, TWICE_FAST)]:
+        for delay, count, twice in [
+                (.01, 40, TWICE), (.002, 300, TWICE_FAST)]:
             with self.subTest(delay=delay):
                 self.clear()
                 self.server.delay = delay
