@@ -99,8 +99,8 @@ class Sender:
                     self._beat()
             finally:
                 insist(
-                    self._stop, self._join, self._collect, self._give_back,
-                    self._recorder.finish)
+                    self._stop, self._keep_slot, self._join, self._collect,
+                    self._give_back, self._recorder.finish)
         self._log()
 
     @property
