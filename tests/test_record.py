@@ -194,7 +194,7 @@ class LockTableTestCase(RecordTestCase):
                 (.01, 40, TWICE), (.002, 300, TWICE_FAST)]:
             with self.subTest(delay=delay):
                 self.clear()
-                self.server.delay = delay
+                self.enter_here(patch.object(self.server, 'delay', delay))
                 self.queue_many(count)
                 with Senders(self.database) as senders:
                     pid, = senders.start()
