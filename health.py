@@ -14,7 +14,7 @@ from trytond.transaction import Transaction, without_check_access
 from . import identity
 from .notification import ACTION, ICON
 from .policy import Settings
-from .store import Store, database_time
+from .store import database_time, queues
 
 __all__ = ['Numbers', 'monitor']
 
@@ -102,7 +102,7 @@ class Health(ModelSQL):
         for state in ['outbox', 'sending']:
             waiting_in, = _fetch(t.select(number, where=t.state == state))
             waiting += waiting_in
-        for where in [t.state == 'sending', *Store(EmailQueue).queues(t)]:
+        for where in [t.state == 'sending', *queues(EmailQueue, t)]:
             where &= t.scheduled_at <= now
             due_in, = _fetch(t.select(number, where=where))
             due += due_in

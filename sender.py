@@ -25,7 +25,8 @@ from .policy import (
     ALIKE, RECORD_SECONDS, Deadline, Pace, Patience, Settings, Suspects,
     Throttle, after, server_uri, servers)
 from .recorder import Gate, NotRecorded, Recorder, insist
-from .store import BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots
+from .store import (
+    BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots, waiting_servers)
 from .words import printable
 
 __all__ = ['in_trouble', 'run', 'send']
@@ -484,7 +485,7 @@ def _check_copy(settings):
 def _missing(Model, names):
     "Return an error for each server that emails wait for in vain"
     with _opened(Model) as store:
-        missing = [name for name in store.servers() if name not in names]
+        missing = [n for n in waiting_servers(Model) if n not in names]
         for name in missing:
             logger.warning("emails wait for the unknown server %s", name)
             store.explain(name, NOT_CONFIGURED.format(name))

@@ -30,7 +30,9 @@ from . import files
 from .exceptions import EmailQueueError
 from .recipients import remaining
 
-__all__ = ['Row', 'Store', 'database_time', 'forget', 'slots', 'utc_now']
+__all__ = [
+    'Row', 'Store', 'database_time', 'forget', 'queues', 'slots', 'utc_now',
+    'waiting_servers']
 logger = logging.getLogger(__name__)
 
 # The first of the two integers of the module's advisory locks
@@ -197,6 +199,35 @@ def database_time():
     return cursor.fetchone()[0]
 
 
+def priorities(Model):
+    "Return the stored values of the priorities, the most urgent first"
+    return sorted(value for value, _ in Model.priority.selection)
+
+
+def waiting_servers(Model):
+    "Return the names of the servers that rows in the outbox are for"
+    t = Model.__table__()
+    cursor = Transaction().connection.cursor()
+    names, name = [], ''
+    # DISTINCT would walk over all of the rows
+    while name is not None:
+        cursor.execute(*t.select(
+                Min(t.server),
+                where=(t.state == 'outbox') & (t.server > name)))
+        name, = cursor.fetchone()
+        names.append(name)
+    return names[:-1]
+
+
+def queues(Model, table):
+    "Yield the condition of each server and priority in the outbox"
+    for server in [None, *waiting_servers(Model)]:
+        for priority in priorities(Model):
+            yield (
+                (table.state == 'outbox') & (table.server == server)
+                & (table.priority == priority))
+
+
 class Store:
     """The queue's rows as a sender sees them.
 
@@ -210,7 +241,7 @@ class Store:
     def __init__(self, Model, server=None):
         self.Model = Model
         self.server = server
-        self.priorities = sorted(v for v, _ in Model.priority.selection)
+        self.priorities = priorities(Model)
         transaction = Transaction()
         self.connection = transaction.connection
         self.database = transaction.database
@@ -621,28 +652,7 @@ class Store:
             row = row._replace(msg=msg)
         return row
 
-    # Names of servers
-
-    def servers(self):
-        "Return the names of the servers that rows in the outbox are for"
-        t = self.Model.__table__()
-        names, name = [], ''
-        # DISTINCT would walk over all of the rows
-        while name is not None:
-            (name,), = self._execute(t.select(
-                    Min(t.server),
-                    where=(t.state == 'outbox') & (t.server > name))
-                ).fetchall()
-            names.append(name)
-        return names[:-1]
-
-    def queues(self, table):
-        "Yield the condition of each server and priority in the outbox"
-        for server in [None, *self.servers()]:
-            for priority in self.priorities:
-                yield (
-                    (table.state == 'outbox') & (table.server == server)
-                    & (table.priority == priority))
+    # What is not configured
 
     def explain(self, server, words):
         "Show words as the error of the rows that wait for a server"

@@ -105,6 +105,24 @@ class NumbersTestCase(Ages, QueueTestCase):
                 with self.assertRaises(EmailQueueError):
                     self.measure()
 
+    @unittest.skipUnless(backend.name == 'postgresql', "it has no settings")
+    def test_session(self):
+        "Test the connection of the caller keeps the settings that it had"
+        names = [
+            'statement_timeout', 'lock_timeout',
+            'default_transaction_isolation', 'tcp_keepalives_idle']
+
+        def settings(transaction):
+            cursor = transaction.connection.cursor()
+            for name in names:
+                cursor.execute(f'SHOW {name}')
+                yield cursor.fetchone()[0]
+
+        with self.transaction() as transaction:
+            before = list(settings(transaction))
+            Pool().get('email.queue.health').watch()
+            self.assertEqual(list(settings(transaction)), before)
+
     @unittest.skipUnless(backend.name == 'postgresql', "it has other plans")
     def test_indexes(self):
         "Test no number reads the table from end to end"
