@@ -265,16 +265,24 @@ def _header_addresses(argument, message, name):
             raise ArgumentError(
                 'msg', f'{type(error).__name__}: {error}',
                 'msg_message_broken')
-        found += addresses(argument, _unfolded(text))
+        found += addresses(argument, words.unfolded(text))
     return found
+
+
+def header_addresses(header):
+    """Return the list of addresses that an ``email.header.Header`` holds.
+
+    As it is encoded, because a decoded name could hold a comma, unless the
+    addresses are encoded as well.
+    """
+    encoded = header.encode(linesep='\n')
+    return encoded if '@' in encoded else str(header)
 
 
 def _header_text(value):
     "Return the addresses of a header as they were before any decoding"
     if isinstance(value, Header):
-        # A decoded name could hold a comma
-        encoded = value.encode()
-        return encoded if '@' in encoded else str(value)
+        return header_addresses(value)
     for defect in getattr(value, 'defects', ()):
         # What is defective is not in its text any more
         if not isinstance(
@@ -284,7 +292,3 @@ def _header_text(value):
         return str(value).encode('utf-8', 'surrogateescape').decode('utf-8')
     except UnicodeError:
         return str(value)
-
-
-def _unfolded(text):
-    return re.sub(r'\r?\n(?=[ \t])', '', text).replace('\t', ' ')

@@ -14,8 +14,10 @@ from email.header import Header
 from email.message import Message
 from email.utils import encode_rfc2231, formatdate, make_msgid
 
-from .address import ArgumentError, on_the_wire, raw_values
-from .words import LINE_LENGTH, decoded_words, printable, with_domains
+from .address import ArgumentError, header_addresses, on_the_wire, raw_values
+from .words import (
+    LINE_LENGTH, decoded_words, in_charset, printable, unfolded, unquoted,
+    with_domains)
 
 # What Postfix removes by default (message_drop_headers)
 DROPPED_FIELDS = {b'bcc', b'content-length', b'resent-bcc', b'return-path'}
@@ -23,12 +25,12 @@ DROPPED_FIELDS = {b'bcc', b'content-length', b'resent-bcc', b'return-path'}
 FOLD_LENGTH = 78
 # More than a subject of LINE_LENGTH characters takes, however it is encoded
 ENCODED_LENGTH = 32 * LINE_LENGTH
-# Their values are lists of addresses
+# Their values are lists of addresses, or have a name before angle brackets
 ADDRESS_FIELDS = {
     *(f'{prefix}{name}' for prefix in ['', 'resent-'] for name in [
         'from', 'sender', 'reply-to', 'to', 'cc', 'bcc']),
     'disposition-notification-to', 'errors-to', 'mail-followup-to',
-    'mail-reply-to', 'return-receipt-to', 'x-original-to'}
+    'mail-reply-to', 'return-receipt-to', 'x-original-to', 'list-id'}
 # Their values have parameters (RFC 2045 5.1, RFC 2183 2)
 PARAMETER_FIELDS = {'content-type', 'content-disposition'}
 # No encoded word may stand in their values (RFC 2047 5)
@@ -63,6 +65,7 @@ _parameter = re.compile(
 # One item of an address field: names and comments are phrases, the rest is not
 _address_token = re.compile(
     r'"(?:[^"\\]|\\.)*"(?!@)|\((?:[^()\\]|\\.)*\)|<[^<>]*>|[,:;]|[^"(<,:;]+|.')
+_quoted_string = re.compile(r'"(?:[^"\\]|\\.)*"')
 _eight_bit = re.compile(rb'[\x80-\xff]')
 
 
@@ -146,7 +149,7 @@ def _body(message, signed):
         return _multipart(message, payload, signed)
     if not isinstance(payload, str):
         raise TypeError(f"a payload of {type(payload).__name__}")
-    data = payload.encode('ascii', 'surrogateescape')
+    data = _raw(payload)
     if signed or _type(message).startswith('multipart/'):
         return data, {}
     return _encoded(message, data)
@@ -197,10 +200,9 @@ def _boundary(message, texts):
     "Return the boundary, and the field that has to name it where it is new"
     type_ = _text_of('content-type', next(
             iter(raw_values(message, 'Content-Type')), ''))
-    for match in _parameter.finditer(_unfolded(type_)):
+    for match in _parameter.finditer(unfolded(type_)):
         if match[1].lower() == 'boundary':
-            value = re.sub(r'\\(.)', r'\1', match[2].strip().strip('"'))
-            if value:
+            if value := unquoted(match[2].strip()):
                 return value.encode('utf-8', 'surrogateescape'), {}
     boundary = message.get_boundary()
     if boundary:
@@ -286,7 +288,7 @@ def _once(fields):
 def _joined(name, values):
     key = name.lower()
     texts = list(dict.fromkeys(
-            _unfolded(_text_of(key, value)).strip() for value in values))
+            unfolded(_text_of(key, value)).strip() for value in values))
     if ONCE[key] is None and len(texts) > 1:
         raise ArgumentError('msg', name, 'msg_message_twice')
     return (ONCE[key] or '').join(filter(None, texts))
@@ -312,10 +314,9 @@ def _field(name, value, signed=False):
 def _text_of(key, value):
     "Return the text of a value as it was given or parsed"
     if isinstance(value, Header):
-        encoded = value.encode(linesep='\n')
-        if key in ADDRESS_FIELDS and '@' not in encoded:
-            return str(value)
-        return encoded
+        if key in ADDRESS_FIELDS:
+            return header_addresses(value)
+        return value.encode(linesep='\n')
     if not isinstance(value, str):
         raise TypeError(f"a value of {type(value).__name__}")
     text = str(value).rstrip('\r\n')
@@ -346,20 +347,18 @@ def _in_ascii(key, text):
         text = text.encode('utf-8', 'surrogateescape').decode('utf-8')
     except UnicodeDecodeError:
         return text
-    if key in ADDRESS_FIELDS:
-        return text if text.isascii() else _address_list(_unfolded(text))
+    is_text = not (
+        key in ADDRESS_FIELDS or key in PARAMETER_FIELDS
+        or key in STRUCTURED_FIELDS)
     if key in STRUCTURED_FIELDS or text.isascii() and not (
-            _is_unstructured(key) and _has_endless_word(text)):
+            is_text and _has_endless_word(text)):
         return text
+    text = unfolded(text)
+    if key in ADDRESS_FIELDS:
+        return _address_list(text)
     if key in PARAMETER_FIELDS:
-        return _parameters(_unfolded(text))
-    if key == 'list-id':
-        return _address_list(_unfolded(text))
-    return _encoded_words(_unfolded(text), len(key) + 2)
-
-
-def _is_unstructured(key):
-    return key not in PARAMETER_FIELDS and key != 'list-id'
+        return _parameters(text)
+    return _encoded_words(text, len(key) + 2)
 
 
 def _has_endless_word(text):
@@ -402,7 +401,7 @@ def _phrase(text):
     if text.isascii():
         return text
     lead = ' ' if text[0].isspace() else ''
-    text = re.sub(r'"((?:[^"\\]|\\.)*)"', _unquoted, text.strip())
+    text = _quoted_string.sub(lambda m: unquoted(m[0]), text.strip())
     return f'{lead}{_encoded_words(text)} '
 
 
@@ -410,10 +409,6 @@ def _comment(token):
     if token.isascii():
         return token
     return f'({_encoded_words(token[1:-1])})'
-
-
-def _unquoted(match):
-    return re.sub(r'\\(.)', r'\1', match[1])
 
 
 def _addresses_on_the_wire(text):
@@ -429,9 +424,7 @@ def _parameters(text):
         name, value = match[1], match[2].strip()
         if value.isascii():
             return match[0]
-        if value.startswith('"'):
-            value = re.sub(r'\\(.)', r'\1', value.strip('"'))
-        value = encode_rfc2231(value, 'utf-8')
+        value = encode_rfc2231(unquoted(value), 'utf-8')
         return f'; {name.rstrip("*")}*={value}'
 
     return _parameter.sub(written, text)
@@ -591,13 +584,5 @@ def describe(data):
 
 def decoded(field):
     "Return the value of a header field's bytes as one line of text"
-    value = value_of(field)[:ENCODED_LENGTH]
-    try:
-        text = value.decode('utf-8')
-    except UnicodeDecodeError:
-        text = value.decode('cp1252', 'replace')
-    return printable(with_domains(decoded_words(_unfolded(text))))
-
-
-def _unfolded(text):
-    return re.sub(r'\r?\n(?=[ \t])', '', text).replace('\t', ' ')
+    text = in_charset(value_of(field)[:ENCODED_LENGTH], None)
+    return printable(with_domains(decoded_words(unfolded(text))))

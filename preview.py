@@ -15,7 +15,7 @@ import lxml.html
 
 from .mime import decoded, header_fields, value_of, with_crlf
 from .words import (
-    decoded_words, from_base64, in_charset, printable, with_domains)
+    decoded_words, from_base64, in_charset, printable, unquoted, with_domains)
 
 # What is looked at to show a message
 READ_SIZE, HEADER_SIZE, TEXT_SIZE = 16 * 1024 ** 2, 64 * 1024, 128 * 1024
@@ -182,19 +182,12 @@ def _value_and_parameters(field):
     for match in _parameter.finditer(rest):
         name, number, encoded = _continued.fullmatch(match[1]).groups()
         parts.setdefault(name.lower(), {}).setdefault(
-            int(number or 0), (_parameter_text(match[2]), bool(encoded)))
+            int(number or 0), (unquoted(match[2].strip()), bool(encoded)))
     # A comment can follow (RFC 2045 5.1)
     value = value.partition('(')[0].strip().lower()
     return value, {
         name: _joined([text for _, text in sorted(texts.items())])
         for name, texts in parts.items()}
-
-
-def _parameter_text(text):
-    if not text.startswith('"'):
-        return text.strip()
-    text = text[1:-1] if text.endswith('"') and len(text) > 1 else text[1:]
-    return re.sub(r'\\(.)', r'\1', text)
 
 
 def _joined(parts):

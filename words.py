@@ -120,6 +120,19 @@ def from_base64(data):
     return binascii.a2b_base64(data + b'=' * (-len(data) % 4))
 
 
+def unfolded(text):
+    "Return the value of a header field on one line, with blanks for tabs"
+    return re.sub(r'\r?\n(?=[ \t])', '', text).replace('\t', ' ')
+
+
+def unquoted(text):
+    "Return the text of a quoted string (RFC 5322 3.2.4), of others as it is"
+    if not text.startswith('"'):
+        return text
+    text = text[1:-1] if text.endswith('"') and len(text) > 1 else text[1:]
+    return re.sub(r'\\(.)', r'\1', text)
+
+
 def with_domains(text):
     "Return ``text`` with its IDN domains as people write them"
     return _ascii_domain.sub(lambda match: shown_domain(match[0]), text)
