@@ -9,7 +9,7 @@ from trytond.wizard import Wizard
 
 from .exceptions import EmailQueueError
 
-GROUP = 'group_email_queue'
+GROUP = 'email_queue.group_email_queue'
 
 
 def looks_after_queue():
@@ -24,7 +24,7 @@ def looks_after_queue():
     User = pool.get('res.user')
     if hasattr(User, 'is_administrator') and User.is_administrator():
         return True
-    group = pool.get('ir.model.data').get_id('email_queue', GROUP)
+    group = pool.get('ir.model.data').get_id(GROUP)
     return group in User.get_groups()
 
 

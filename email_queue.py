@@ -651,7 +651,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             raise ArgumentError(
                 'server', str(server), 'msg_server_unknown')
         now = None
-        if not (scheduled_at is expires_at is None):
+        if scheduled_at is not None or expires_at is not None:
             now = database_time()
         if scheduled_at is not None:
             scheduled_at = _instant('scheduled_at', scheduled_at, now)

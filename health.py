@@ -12,6 +12,7 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
 from . import identity
+from .access import GROUP
 from .notification import ACTION, ICON
 from .policy import Settings
 from .store import database_time, queues
@@ -166,7 +167,7 @@ class Health(ModelSQL):
         pool = Pool()
         ModelData = pool.get('ir.model.data')
         User = pool.get('res.user')
-        group = ModelData.get_id('email_queue.group_email_queue')
+        group = ModelData.get_id(GROUP)
         # A group inherits from its parents
         members = pool.get('res.user-res.group').user_group_all_table()
         cursor = Transaction().connection.cursor()

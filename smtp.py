@@ -564,7 +564,7 @@ class _Session:
         if foreign:
             outcome.refuse(
                 foreign, 'mail', "The server does not offer SMTPUTF8.")
-        return [a for a in recipients if a not in set(foreign)]
+        return [a for a in recipients if a not in foreign]
 
     def _mail_command(self, mail, recipients):
         options = self._offered(mail.mail_options)

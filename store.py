@@ -344,7 +344,7 @@ class Store:
             if self.number is not None:
                 self._holds()
             else:
-                self._set_session('')
+                self._mark('')
         elif not self._others():
             self.number = random.getrandbits(31)
         return self.number is not None
@@ -369,7 +369,7 @@ class Store:
             self.connection = transaction.connection = connection
             self._prepare()
             if self._session:
-                self._set_session(self._session)
+                self._mark(self._session)
         if self._end_backend():
             self._execute(Select([Lock(LOCK_CLASS, self.number)]))
         elif not self._lock(self.number):
@@ -397,7 +397,7 @@ class Store:
         if self.has_locks:
             try:
                 self._unlock(self.number)
-                self._set_session('')
+                self._mark('')
             except backend.DatabaseOperationalError:
                 # Lost with the connection
                 pass
@@ -437,9 +437,9 @@ class Store:
     def _begin_session(self):
         self._check_pooler()
         self._session = f'{random.getrandbits(64):x}'
-        self._set_session(self._session)
+        self._mark(self._session)
 
-    def _set_session(self, name):
+    def _mark(self, name):
         self._execute(Select([SetConfig(MARK, name, False)]))
 
     def _in_session(self):
@@ -670,7 +670,12 @@ class Store:
         return t.update(
             [Column(t, name) for name in names] + [t.sender, t.write_date],
             [*values, None, utc_now()],
-            where=fields.SQL_OPERATORS['in'](t.id, ids)
+            where=self._holding(t, ids))
+
+    def _holding(self, t, ids):
+        "Return the condition of those rows that the sender still holds"
+        return (
+            fields.SQL_OPERATORS['in'](t.id, ids)
             & (t.state == 'sending') & (t.sender == self.number))
 
     def _record_alike(self, rows):
@@ -697,10 +702,7 @@ class Store:
     def locked(self, rows):
         "Return those of the rows that this sender holds and somebody locks"
         t = self.Model.__table__()
-        query = t.select(
-            t.id,
-            where=fields.SQL_OPERATORS['in'](t.id, [r.id for r in rows])
-            & (t.state == 'sending') & (t.sender == self.number))
+        query = t.select(t.id, where=self._holding(t, [r.id for r in rows]))
         held = set(self._execute(query).fetchall())
         query.for_ = self.database.get_select_for_skip_locked()('UPDATE')
         locked = held - set(self._execute(query).fetchall())
@@ -731,9 +733,7 @@ class Store:
                     "the outcome could not be recorded: "
                     "the message may have arrived"]
             self._execute(t.update(
-                    columns, values,
-                    where=fields.SQL_OPERATORS['in'](t.id, ids)
-                    & (t.state == 'sending') & (t.sender == self.number)))
+                    columns, values, where=self._holding(t, ids)))
         forget(Transaction())
 
     def record(self, rows):
