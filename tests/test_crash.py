@@ -22,8 +22,8 @@ from .postgresql import PostgreSQL, bin_directory
 from .processes import ProcessTestCase, Senders
 
 # Of what had arrived, two sessions, at 2 ms a reply, send so much again after
-# a crash, on average: about four, and more where others keep the processors
-COPIES = 8
+# a crash, on average
+COPIES = 4
 
 
 @unittest.skipIf(
@@ -44,8 +44,7 @@ class HeldByOthersTestCase(ProcessTestCase):
             self.server.wait_until(lambda: [
                     m for m in self.server.received
                     if m.to_addrs == ('urgent@example.com',)])
-            # Of more than nine that the others take
-            self.assertLess(time.monotonic() - queued_at, 5)
+            self.assertLess(time.monotonic() - queued_at, 2)
             os.kill(pid, signal.SIGKILL)
 
     def test_memory(self):

@@ -1106,6 +1106,19 @@ class PrepareTestCase(MessageTestCase):
             with self.subTest(name=name):
                 self.refused('message_broken', prepare, message, HOST)
 
+    def test_message_control(self):
+        "Test that what only some take for a line end is none in a part"
+        for character in '\v\f\x1c\x1d\x1e':
+            name = f'a{character}{character}body'
+            part = MIMEApplication(b'x')
+            part.add_header('Content-Disposition', 'attachment', filename=name)
+            message = MIMEMultipart()
+            message.attach(part)
+            with self.subTest(name=ascii(name)):
+                again, = message_from_bytes(
+                    self.prepare(message)).get_payload()
+                self.assertEqual(again.items(), part.items())
+
     def test_message_folded(self):
         "Test values that are folded in the right way"
         for value in ['a\n b', 'a\r\n\tb', 'a\n \n b', 'a\n']:
@@ -1155,6 +1168,18 @@ class PrepareTestCase(MessageTestCase):
             with self.subTest(message={**vars(message)}):
                 self.refused(
                     'message_broken', prepare, message, HOST, argument='msg')
+
+    def test_message_uncommon(self):
+        "Test messages that the standard library can not write or copy"
+        policy = Message()
+        policy.policy = None
+        uncopied = Message()
+        uncopied.lock = (x for x in [])
+        for message in [policy, uncopied]:
+            message.set_payload("body")
+            with self.subTest(message={**vars(message)}):
+                self.assertTrue(
+                    self.prepare(message).endswith(b'\r\n\r\nbody\r\n'))
 
 
 class DescribeTestCase(MessageTestCase):

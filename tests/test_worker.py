@@ -33,14 +33,6 @@ class WorkerTestCase(QueueTestCase):
             Task = Pool().get('ir.queue')
             return [(t.name, t.data) for t in Task.search([])]
 
-    def queue_together(self, count, **keywords):
-        "Queue emails in one transaction"
-        with self.transaction():
-            for i in range(count):
-                Pool().get('email.queue').queue_mail(
-                    'shop@example.com', f'r{i}@example.com', MESSAGE,
-                    **keywords)
-
 
 class PushTestCase(WorkerTestCase):
     "What a transaction pushes"

@@ -102,6 +102,14 @@ class QueueTestCase(unittest.TestCase):
         return [
             self.queue(f'r{i}@example.com', **keywords) for i in range(count)]
 
+    def queue_together(self, count, **keywords):
+        "Queue emails in one transaction"
+        with self.transaction():
+            for i in range(count):
+                Pool().get('email.queue').queue_mail(
+                    'shop@example.com', f'r{i}@example.com', MESSAGE,
+                    **keywords)
+
     def rows(self, *names):
         "Return the values of all rows as they are committed now"
         with self.transaction(readonly=True) as transaction:
