@@ -20,7 +20,7 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView
 
-from . import files, identity, notification, policy, preview, sender, smtp
+from . import files, identity, notification, policy, preview, replies, sender
 from .access import QueueWizard, check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -200,6 +200,18 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             'invisible': ~Eval('crashes'),
             },
         help="How often the sender of the email has died.")
+    suspect = fields.Char(
+        "Suspect", readonly=True,
+        states={
+            'invisible': ~Eval('suspect'),
+            },
+        help="What the server said, without addresses and numbers, as long as "
+        "it is not known whether it refuses the email or everything.")
+    suspect_since = fields.Timestamp(
+        "Suspect since", readonly=True,
+        states={
+            'invisible': ~Eval('suspect_since'),
+            })
     sender = fields.Integer("Sender", readonly=True)
     sent_at = fields.Timestamp(
         "Sent at", readonly=True,
@@ -234,7 +246,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         # As read returns them
         for name in [
                 'create_date', 'scheduled_at', 'expires_at', 'first_attempt',
-                'sent_at']:
+                'sent_at', 'suspect_since']:
             getattr(cls, name).format = '%H:%M:%S'
 
         t = cls.__table__()
@@ -258,6 +270,9 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                     & (t.crashes >= CRASHES_ALONE)),
                 Index(
                     t, (t.sender, Index.Range()), where=t.state == 'sending'),
+                Index(
+                    t, (t.suspect, Index.Equality()),
+                    where=(t.state == 'outbox') & (t.suspect != '')),
                 # Cleaning
                 Index(
                     t,
@@ -719,8 +734,8 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
     @classmethod
     def verdict(cls, step, reply):
-        "Return whose fault the bad reply of a server is: see smtp.verdict"
-        return smtp.verdict(step, reply)
+        "Return whose fault the bad reply of a server is: see replies.verdict"
+        return replies.verdict(step, reply)
 
     @classmethod
     def finished(cls, emails):
@@ -765,6 +780,8 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 'expires_at': None,
                 'refused': None,
                 'error': None,
+                'suspect': None,
+                'suspect_since': None,
                 })
         cls._push(emails)
 

@@ -16,15 +16,32 @@ from trytond.i18n import gettext
 
 from .address import addresses
 from .exceptions import EmailQueueError
-from .recipients import join_lines, split_addresses, split_lines, words_of
+from .recipients import account, join_lines, split_addresses, told
+from .replies import QUOTA
 
 __all__ = [
-    'Deadline', 'Pace', 'Patience', 'Settings', 'Suspects', 'Throttle',
-    'after', 'next_attempt', 'server_uri', 'servers']
+    'Deadline', 'Pace', 'Patience', 'Sessions', 'Settings', 'Suspects',
+    'Throttle', 'after', 'first_words', 'login_delay', 'next_attempt',
+    'server_uri', 'servers', 'suspected']
 
 HELD_ROWS = 500
 RECORD_SECONDS = 0.02
-ALIKE = 10
+# How many messages refused alike, with nothing accepted between, show that it
+# is the server; how many it takes in a run that was accepted something before,
+# where a few bad ones may follow each other by chance
+ALIKE, ALIKE_AFTER_ACCEPTED = 2, 10
+SUSPECT_DELAYS = dt.timedelta(minutes=5), dt.timedelta(minutes=40)
+# A suspect that nothing was accepted after, and nothing refused alike
+ALONE = dt.timedelta(hours=1)
+LOGIN_DELAY_MAX = dt.timedelta(minutes=15)
+# A server that is asked to take it more slowly
+PAUSE_MAX = 30
+INTERVAL_MAX = 30
+# Fewer messages say nothing of the rate that a server takes
+TAKEN_MIN = 10
+DOUBLING_SECONDS = 30
+# The next session more than the server granted
+SESSION_SECONDS = 300
 TROUBLE_DELAY = dt.timedelta(minutes=1)
 TROUBLE_SECONDS = 60
 UNCERTAIN_DELAY = dt.timedelta(minutes=15)
@@ -136,18 +153,14 @@ def after(row, outcome, now, settings, chance=random.random):
     """Return ``row`` as it has to be recorded after ``outcome``.
 
     :param outcome: the ``smtp.Outcome``, None where the row was not handed
-        over.
+        over. A refusal in it is the message's own: see :func:`suspected`.
     :param now: a naive datetime in UTC.
     :param chance: a function that returns a number from 0 to 1.
     """
     if outcome is None:
-        if row.expired(now):
-            return row._replace(state='failed', error="expired")
-        return row._replace(state='outbox')
-    recipients = split_addresses(row.to_addrs)
-    decided = bool(
-        outcome.accepted or outcome.refused or outcome.deferred
-        or outcome.uncertain)
+        return _expired(row) if row.expired(now) else row._replace(
+            state='outbox')
+    decided = outcome.decided
     row = row._replace(
         state='outbox',
         accepted=join_lines(row.accepted, outcome.accepted),
@@ -155,38 +168,111 @@ def after(row, outcome, now, settings, chance=random.random):
             row.refused, (f'{a} {w}' for a, w in outcome.refused.items())),
         attempts=row.attempts + decided,
         first_attempt=row.first_attempt or (now if decided else None))
+    if decided:
+        row = row._replace(suspect=None, suspect_since=None)
     if not row.remaining:
-        if recipients and not row.refused:
+        if split_addresses(row.to_addrs) and not row.refused:
             return row._replace(
                 state='sent', accepted=None, sent_at=now, error=None)
-        words = row.refused or "no recipient"
-        if row.accepted:
-            count = len(split_lines(row.accepted))
-            words = (f"delivered to {count} of {len(recipients)} recipients\n"
-                f"{words}")
-        elif len(recipients) == 1:
-            words = words_of(words)
-        return row._replace(state='failed', error=words)
+        return _failed(row, reason='' if row.refused else "no recipient")
     if outcome.uncertain:
-        words = f"{outcome.uncertain}: the message may have arrived"
-        next_ = now + UNCERTAIN_DELAY
-        if (row.uncertain or settings.uncertain == 'hold'
-                or not _allowed(row, next_, settings)):
-            return row._replace(state='failed', uncertain=True, error=words)
-        return row._replace(uncertain=True, scheduled_at=next_, error=words)
+        return _uncertain(row, outcome.uncertain, now, settings)
     if outcome.deferred:
-        words = '\n'.join(
-            f'{a} {w}' for a, w in outcome.deferred.items())
-        if len(recipients) == 1:
-            words, = outcome.deferred.values()
         next_ = next_attempt(row, now, settings, chance)
         if next_ is None:
-            return row._replace(state='failed', error=f"gave up: {words}")
+            return _failed(row, outcome.deferred, "gave up")
+        return row._replace(
+            scheduled_at=next_,
+            error=account(row.to_addrs, None, outcome.deferred))
+    return _troubled(row, outcome.trouble, now)
+
+
+def _expired(row):
+    words = told(row.error, row.remaining)
+    reason = "expired"
+    if row.error and not words:
+        # Of one recipient, or of the server to all of them
+        reason += f": {row.error}"
+    return _failed(row, words, reason)
+
+
+def _failed(row, words=(), reason=''):
+    """Return the row as failed.
+
+    :param words: what those recipients were told last who are not refused.
+    """
+    recipients = split_addresses(row.to_addrs)
+    words = {**dict(words), **told(row.refused, recipients)}
+    return row._replace(
+        state='failed', suspect=None, suspect_since=None,
+        error=account(row.to_addrs, row.accepted, words, reason))
+
+
+def _uncertain(row, words, now, settings):
+    words = f"{words}: the message may have arrived"
+    next_ = now + UNCERTAIN_DELAY
+    fails = (
+        row.uncertain or settings.uncertain == 'hold'
+        or not _allowed(row, next_, settings))
+    row = row._replace(uncertain=True)
+    if not fails:
         return row._replace(scheduled_at=next_, error=words)
-    row = row._replace(error=outcome.trouble.words)
-    if not outcome.trouble.lasting:
+    if row.accepted or row.refused:
+        return _failed(row, dict.fromkeys(row.remaining, words))
+    return _failed(row, reason=words)
+
+
+def _troubled(row, trouble, now):
+    row = row._replace(error=trouble.words)
+    if trouble.kind == QUOTA:
+        since = row.suspect_since or now
+        return row._replace(
+            suspect_since=since, scheduled_at=now + _suspect_delay(since, now))
+    if not trouble.lasting:
         row = row._replace(scheduled_at=now + TROUBLE_DELAY)
     return row
+
+
+def suspected(row, outcome, now, settings, alone, chance=random.random):
+    """Return ``row`` as it is recorded while its refusal may be the server's.
+
+    It stays in the outbox and no attempt is counted.
+
+    :param outcome: the ``smtp.Outcome`` with a ``refusal``.
+    :param alone: whether no other message was refused alike. A message that is
+        alone is deferred as any other where the server said so, and fails in
+        the end where it was refused for good.
+    """
+    since = row.suspect_since or now
+    if alone and not (outcome.refused and now - since < ALONE):
+        row = after(row, outcome, now, settings, chance)
+        if row.state == 'outbox':
+            # So that it is recognised when another is refused alike
+            row = row._replace(suspect=outcome.refusal, suspect_since=since)
+        return row
+    words = {**outcome.deferred, **outcome.refused}
+    row = row._replace(first_attempt=row.first_attempt or now)
+    next_ = now + _suspect_delay(since, now)
+    if not _allowed_time(row, next_, settings):
+        return _failed(row, words, "gave up")
+    return row._replace(
+        state='outbox', suspect=outcome.refusal, suspect_since=since,
+        scheduled_at=next_, error=account(row.to_addrs, None, words))
+
+
+def _suspect_delay(since, now):
+    "Return 5, 10, 20 and 40 minutes, one after another"
+    delay, longest = SUSPECT_DELAYS
+    at = since + delay
+    while at <= now and delay < longest:
+        delay *= 2
+        at += delay
+    return min(delay, longest)
+
+
+def login_delay(refused):
+    "Return how long no login is tried after so many were refused"
+    return min(dt.timedelta(minutes=2 ** min(refused - 1, 9)), LOGIN_DELAY_MAX)
 
 
 def next_attempt(row, now, settings, chance=random.random):
@@ -201,48 +287,136 @@ def next_attempt(row, now, settings, chance=random.random):
 
 def _allowed(row, next_, settings):
     "Return whether the limits allow another attempt at that time"
+    return _allowed_time(row, next_, settings) and not (
+        settings.max_attempts and row.attempts >= settings.max_attempts)
+
+
+def _allowed_time(row, next_, settings):
+    give_up = dt.timedelta(days=settings.give_up)
     return not (
-        (settings.max_attempts and row.attempts >= settings.max_attempts)
-        or next_ - row.first_attempt > dt.timedelta(days=settings.give_up)
-        or row.expired(next_))
+        next_ - row.first_attempt > give_up or row.expired(next_))
 
 
 class Suspects:
-    """Rows that were refused alike, one after another.
+    """Rows of a run whose refusal may be the server's fault.
 
-    So many may each be at fault or all show that the server takes nothing
-    from us. Who knows better: the message that comes next.
+    Who knows better: the message that comes next.
     """
 
     def __init__(self):
-        self._refusal = None
-        self._held = []
+        self._held = {}
 
     def settle(self, row, outcome):
-        "Return the pairs of row and outcome that can be recorded now"
+        "Return the pairs of row and outcome that are the messages' own"
         if outcome and outcome.refusal:
-            settled = []
-            if outcome.refusal != self._refusal:
-                settled = self.release()
-                self._refusal = outcome.refusal
-            self._held.append((row, outcome))
-            return settled
+            self._held.setdefault(outcome.refusal, []).append((row, outcome))
+            return []
         if outcome and outcome.accepted:
-            return [*self.release(), (row, outcome)]
+            own = [pair for pairs in self._held.values() for pair in pairs]
+            self._held.clear()
+            return [*own, (row, outcome)]
         return [(row, outcome)]
 
+    def alike(self, refusal):
+        "Return how many of them were refused so"
+        return len(self._held.get(refusal, ()))
+
     def release(self):
-        held, self._held, self._refusal = self._held, [], None
+        "Return a list of pairs for each refusal, and forget them"
+        held, self._held = list(self._held.values()), {}
         return held
 
-    @property
-    def count(self):
-        return len(self._held)
+
+def first_words(outcome):
+    "Return what the server said to the first recipient that it did not take"
+    return next(iter({**outcome.refused, **outcome.deferred}.values()))
+
+
+class Sessions:
+    """Which threads of a run may have a session with the server.
+
+    A server may grant fewer than the settings say. A refused one more is no
+    trouble while another lives: its thread waits. Each thread has a client.
+
+    :param most: of the settings.
+    :param granted: as far as known from before, None for all.
+    :param seconds: after which one more than granted is tried.
+    :param first: whether one has to open its session before others try.
+    """
+
+    def __init__(self, most, granted=None, seconds=0, first=False):
+        self._most = most
+        self.granted = min(1 if first else granted or most, most)
+        self._first = first
+        self._again_at = time.monotonic() + seconds
+        self._admitted, self._alive, self._trying = set(), set(), set()
+        self._changed = threading.Condition()
+        self._is_closed = False
 
     @property
-    def words(self):
-        _, outcome = self._held[0]
-        return next(iter({**outcome.refused, **outcome.deferred}.values()))
+    def seconds(self):
+        "After how many seconds one more than granted is tried"
+        return max(self._again_at - time.monotonic(), 0)
+
+    @property
+    def are_fewer(self):
+        "Whether the server granted fewer than the settings say"
+        return self.granted < self._most and not self._first
+
+    def enter(self, client):
+        "Wait until the client may have a session and return whether it may"
+        if client in self._admitted:
+            return True
+        with self._changed:
+            while not self._is_closed and len(self._admitted) >= self.granted:
+                if not self._first and not self.seconds:
+                    self.granted += 1
+                    break
+                # Who waits for the first session is told of it
+                self._changed.wait(None if self._first else self.seconds)
+            if not self._is_closed:
+                self._admitted.add(client)
+            return not self._is_closed
+
+    def tries(self, client):
+        if client not in self._alive:
+            with self._changed:
+                self._trying.add(client)
+
+    def lives(self, client):
+        "The server has dealt with a message of the client"
+        if client in self._alive:
+            return
+        with self._changed:
+            self._trying.discard(client)
+            self._alive.add(client)
+            if self._first:
+                self._first, self.granted = False, self._most
+            self._changed.notify_all()
+
+    def refuses(self, client):
+        """Return whether the server only refuses one session more.
+
+        Waits for the other sessions that are being opened, because these may
+        be those that it grants.
+        """
+        with self._changed:
+            self._alive.discard(client)
+            self._trying.discard(client)
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._alive or not self._trying or self._is_closed)
+            if not self._alive:
+                return False
+            self._admitted.discard(client)
+            self.granted = len(self._admitted)
+            self._again_at = time.monotonic() + SESSION_SECONDS
+            return True
+
+    def close(self):
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
 
 class Patience:
@@ -309,15 +483,69 @@ class Throttle:
     """Whose turn is when, for an even rate.
 
     The first waits, too, so that runs one after another keep the rate.
+
+    :param per_minute: of the settings, 0 for no limit.
+    :param found: the messages a minute that the server took before it refused
+        more, None where it has not.
     """
 
-    def __init__(self, per_minute):
-        self._seconds = 60 / per_minute if per_minute else 0
-        self._next = time.monotonic() + self._seconds
+    def __init__(self, per_minute, found=None):
+        self._shortest = 60 / per_minute if per_minute else 0
+        self._seconds = max(self._shortest, 60 / found if found else 0)
+        now = time.monotonic()
+        self._next = now + self._seconds
+        self.resumes_at = self._slowed_at = self._started_at = now
+        self._pause = self._taken = 0
         self._lock = threading.Lock()
 
     def turn(self):
         with self._lock:
-            turn = max(self._next, time.monotonic())
+            now = time.monotonic()
+            if self.is_slowed:
+                self._recover(now)
+            turn = max(self._next, now)
             self._next = turn + self._seconds
             return turn
+
+    def _recover(self, now):
+        "Become faster again, slowly"
+        if now > self._slowed_at:
+            factor = 0.5 ** ((now - self._slowed_at) / DOUBLING_SECONDS)
+            self._seconds = max(self._seconds * factor, self._shortest)
+            self._slowed_at = now
+
+    def slow_down(self):
+        """Pause, and go on with half the rate that was too much.
+
+        Where hardly anything was taken there is no rate to halve.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now < self.resumes_at:
+                # Of a session that was at it when the pause began
+                return
+            if self._taken >= TAKEN_MIN:
+                seconds = max(now - self._started_at, 1) / self._taken
+                self._seconds = min(
+                    max(2 * seconds, 1.5 * self._seconds), INTERVAL_MAX)
+            self._pause = min(2 * self._pause or 1, PAUSE_MAX)
+            self.resumes_at = self._slowed_at = now + self._pause
+            self._next = max(self._next, self.resumes_at)
+
+    def accepted(self):
+        "The server has taken a message"
+        self._taken += 1
+        self._pause = 0
+
+    @property
+    def is_slowed(self):
+        "Whether the server wants it more slowly than the settings"
+        return self._seconds > self._shortest
+
+    @property
+    def found(self):
+        "The messages a minute that the server takes, None where it takes all"
+        with self._lock:
+            self._recover(time.monotonic())
+            slower = self._seconds > max(self._shortest, 1e-3)
+            return 60 / self._seconds if slower else None

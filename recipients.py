@@ -65,6 +65,28 @@ def remaining(to_addrs, accepted, refused):
             and any(line.startswith(f'{a} ') for line in lines))]
 
 
+def told(text, addresses):
+    "Return by address the words that lines of ``text`` say about them"
+    words = {address_of(line): words_of(line) for line in split_lines(text)}
+    return {a: words[a] for a in addresses if words.get(a)}
+
+
+def account(to_addrs, accepted, words, reason=''):
+    """Return what to say of an email that not all of its recipients got.
+
+    :param words: what the server told, by address.
+    :param reason: why the email is given up, where it is not these words.
+    """
+    recipients, got = split_addresses(to_addrs), split_lines(accepted)
+    if len(recipients) == 1:
+        return ': '.join(filter(None, [reason, words.get(recipients[0])]))
+    lines = [f'{a} {words[a]}' for a in recipients if a in words]
+    if got:
+        lines.insert(0, reason)
+        reason = f"delivered to {len(got)} of {len(recipients)} recipients"
+    return '\n'.join(filter(None, [reason, *lines]))
+
+
 def without(text, is_gone):
     "Return ``accepted`` or ``refused`` without the addresses that are gone"
     return '\n'.join(

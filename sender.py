@@ -7,6 +7,7 @@ sessions do SMTP only. Of several servers each has a thread with a sender.
 """
 import collections
 import datetime as dt
+import itertools
 import logging
 import queue
 import threading
@@ -20,11 +21,14 @@ from trytond.transaction import Transaction, without_check_access
 
 from . import identity, smtp
 from .exceptions import EmailQueueError
+from .known import recall, retain
 from .mime import original_to
 from .policy import (
-    ALIKE, RECORD_SECONDS, Deadline, Pace, Patience, Settings, Suspects,
-    Throttle, after, server_uri, servers)
+    ALIKE, ALIKE_AFTER_ACCEPTED, RECORD_SECONDS, Deadline, Pace, Patience,
+    Sessions, Settings, Suspects, Throttle, after, first_words, server_uri,
+    servers, suspected)
 from .recorder import Gate, NotRecorded, Recorder, insist
+from .replies import LOGIN, RATE, SESSION
 from .store import (
     BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots, waiting_servers)
 from .words import printable
@@ -48,27 +52,32 @@ _troubled_at = {}
 CONNECTIONS_EACH = 2
 # The caller's, and those that listen for the cache and the bus
 CONNECTIONS_BESIDE = 3
-ALIKE_DELAY = dt.timedelta(minutes=5)
+# How often a message may be refused as sent too fast while others are taken
+OVERTAKEN = 3
 NOT_CONFIGURED = 'The server "{}" is not configured.'
 
 
 class Sender:
     """A run that holds a slot.
 
-    The threads take rows from ``_work``, until it is None, and tell what
+    The threads take rows from ``_work``, until there is None, and tell what
     became of them to ``_gate``, where they also wait for the records.
+
+    :param known: what is known about the server, a ``known.Known``.
     """
 
-    def __init__(self, store, settings, deadline, caller):
+    def __init__(self, store, settings, deadline, caller, known):
         self.store = store
         self.number = store.number
         self.trouble = None
         self.accepted = False
         self.failed = []
+        self.known = known
         self._settings = settings
         self._deadline = deadline
+        self._uri = server_uri(store.server)
         self._held = {}
-        self._work = queue.SimpleQueue()
+        self._work = _Work()
         self._gate = Gate(settings.connections)
         self._caller = caller
         self._recorder = Recorder(store, self._gate, settings, caller.touch)
@@ -77,7 +86,14 @@ class Sender:
         self._suspects = Suspects()
         self._patience = Patience()
         self._pace = Pace(settings.connections)
-        self._throttle = Throttle(settings.rate / settings.senders)
+        self._throttle = Throttle(
+            settings.rate / settings.senders, known.rate)
+        self._sessions = Sessions(
+            settings.connections, known.sessions,
+            seconds=_seconds_until(known.more_sessions, store.now()),
+            first=bool(known.refused_logins))
+        self._login_refused = False
+        self._accepted = 0
         self._now = None
         self._alone_claimed = False
         self.claimed = False
@@ -184,18 +200,42 @@ class Sender:
             row = self._held.get(id_)
             if not row:
                 continue
-            if outcome and outcome.accepted:
-                self.accepted = True
-                self._patience.relieved()
-            if outcome and outcome.trouble:
-                self._patience.troubled(now)
-                self._trouble(
-                    outcome.trouble.words,
-                    outcome.trouble.lasting or self._patience.exhausted(now))
-            self._finish(self._suspects.settle(row, outcome))
+            if outcome:
+                self._learn(row, outcome, now)
+            else:
+                self._finish([(row, None)])
             del self._held[id_]
-        if self._suspects.count >= 2 * ALIKE:
-            self._accuse()
+
+    def _learn(self, row, outcome, now):
+        "Settle an outcome, and with it what it tells of the server"
+        if outcome.accepted:
+            self.accepted = True
+            self._patience.relieved()
+        if outcome.trouble:
+            self._patience.troubled(now)
+            self._login_refused |= outcome.trouble.kind == LOGIN
+            self._trouble(
+                outcome.trouble.words,
+                outcome.trouble.lasting or self._patience.exhausted(now))
+        if outcome.refusal and self._is_own(row):
+            self._finish([(row, outcome)])
+            return
+        self._finish(self._suspects.settle(row, outcome))
+        if outcome.refusal and self._is_the_servers(row, outcome.refusal):
+            self._trouble(first_words(outcome), lasting=True)
+
+    def _is_own(self, row):
+        "Return whether something was accepted since the row is a suspect"
+        return row.suspect_since and (
+            self.accepted or _accepted_since(
+                self.store, self.known, row.suspect_since))
+
+    def _is_the_servers(self, row, refusal):
+        "Return whether so many were refused so that the server is at fault"
+        if self.accepted:
+            return self._suspects.alike(refusal) >= ALIKE_AFTER_ACCEPTED
+        return (self._suspects.alike(refusal) >= ALIKE
+            or _suspected_alike(self.store, self.known, row, refusal))
 
     def _trouble(self, words, lasting):
         self.trouble = words
@@ -205,26 +245,42 @@ class Sender:
     def _halt(self):
         self._stopping.set()
         self._gate.close()
-
-    def _accuse(self):
-        "Blame the server for what the suspects were refused for"
-        words = self._suspects.words
-        outcome = smtp.Outcome(trouble=smtp.Trouble(words, lasting=True))
-        due = self._now + ALIKE_DELAY
-        self._finish(
-            (row._replace(scheduled_at=due), outcome)
-            for row, _ in self._suspects.release())
-        self._trouble(words, lasting=True)
+        self._sessions.close()
 
     def _finish(self, pairs):
         for row, outcome in pairs:
-            row = after(row, outcome, self._now, self._settings)
-            self._recorder.add(row)
-            if row.state == 'failed':
-                self.failed.append(row.id)
-            if outcome or row.state == 'failed':
-                self._counts[row.state] += 1
-                _log_row(row)
+            if outcome and outcome.accepted:
+                self._accepted_partly(row, outcome)
+            self._record(
+                after(row, outcome, self._now, self._settings), bool(outcome))
+
+    def _accepted_partly(self, row, outcome):
+        "Remember what no row in the state sent will show"
+        if len(outcome.accepted) < len(row.remaining):
+            self.known = self.known._replace(accepted_at=self._now)
+
+    def _record(self, row, handed_over):
+        self._recorder.add(row)
+        if row.state == 'failed':
+            self.failed.append(row.id)
+        if handed_over or row.state == 'failed':
+            self._counts[row.state] += 1
+            _log_row(row)
+
+    def _release_suspects(self):
+        "Keep those of whom is not known yet whose fault it is"
+        for pairs in self._suspects.release():
+            alone = len(pairs) == 1
+            for row, outcome in pairs:
+                alone = alone and (self.accepted or not _suspected_alike(
+                        self.store, self.known, row, outcome.refusal))
+                self._record(
+                    suspected(
+                        row, outcome, self._now, self._settings, alone),
+                    handed_over=True)
+            if not alone:
+                self._stopped_early = True
+                self.trouble = self.trouble or first_words(pairs[0][1])
 
     def _stop(self):
         "Let the threads end what they are at"
@@ -241,13 +297,30 @@ class Sender:
 
     def _give_back(self):
         "Give back what has not been handed over"
-        while not self._work.empty():
-            if row := self._work.get():
-                self._settle([(row.id, None)])
-        if self._suspects.count >= ALIKE:
-            self._accuse()
-            self._stopped_early = True
-        self._finish(self._suspects.release())
+        while row := self._work.left():
+            self._settle([(row.id, None)])
+        self._release_suspects()
+        self._conclude()
+
+    def _conclude(self):
+        "Add what this run has learned to what is known about the server"
+        known, now = self.known, self.store.now()
+        if self._login_refused:
+            known = known.login_refused(self._uri, now)
+        elif self.accepted and known.refused_logins:
+            known = known.login_accepted()
+        if self.in_trouble:
+            known = known.troubled(self.trouble, now)
+            self.trouble = known.trouble
+        elif self.accepted:
+            known = known.relieved()
+        sessions, seconds = None, 0
+        if self._sessions.are_fewer:
+            sessions, seconds = self._sessions.granted, self._sessions.seconds
+        self.known = known._replace(
+            sessions=sessions,
+            more_sessions=sessions and now + dt.timedelta(seconds=seconds),
+            rate=self._throttle.found)
 
     def _beat(self):
         self.store.beat()
@@ -276,21 +349,59 @@ class Sender:
     # The threads
 
     def _serve(self):
-        client = _client(
-            self.store.Model, self._settings, server_uri(self.store.server))
-        while (row := self._work.get()) is not None:
-            outcome = None
-            if self._may_send(row):
-                outcome = _deliver(client, row, self._settings.redirect)
-            self._gate.put(row.id, outcome)
+        client = _client(self.store.Model, self._settings, self._uri)
+        while (self._sessions.enter(client)
+                and (row := self._work.get()) is not None):
+            self._hand_over(client, row)
         client.close()
+
+    def _hand_over(self, client, row):
+        "Tell the outcome, unless the row goes to another session"
+        accepted, overtaken = self._accepted, 0
+        while self._may_send(row):
+            self._sessions.tries(client)
+            outcome = _deliver(client, row, self._settings.redirect)
+            trouble = outcome.trouble
+            if not (trouble and trouble.kind in {SESSION, LOGIN}):
+                self._sessions.lives(client)
+            elif self._sessions.refuses(client):
+                client.drop()
+                if not outcome.decided:
+                    self._gate.leave()
+                    self._work.put_back(row)
+                    return
+                outcome.trouble = trouble._replace(lasting=False)
+            if outcome.trouble and outcome.trouble.lasting:
+                # No other message is tried meanwhile
+                self._halt()
+            if outcome.accepted:
+                self._accepted += 1
+                self._throttle.accepted()
+            if not _is_too_fast(outcome):
+                self._gate.put(row.id, outcome)
+                return
+            self._throttle.slow_down()
+            overtaken += self._accepted > accepted
+            accepted = self._accepted
+            if overtaken >= OVERTAKEN:
+                self._gate.put(row.id, outcome)
+                return
+            self.trouble = trouble.words
+            self._gate.leave()
+            if self.late:
+                break
+        self._gate.put(row.id, None)
 
     def _may_send(self, row):
         "Wait for the row's turn and return whether it can be handed over"
         turn = self._throttle.turn()
-        while (seconds := max(turn, self._patience.until)
+        while (seconds := max(
+                    turn, self._patience.until, self._throttle.resumes_at)
                 - time.monotonic()) > 0:
-            if self._stopping.wait(seconds):
+            if self.late and (self._throttle.is_slowed
+                    or self._throttle.resumes_at > time.monotonic()):
+                return False
+            if self._stopping.wait(min(seconds, BEAT_SECONDS)):
                 break
         if self._stopping.is_set() or not self._gate.enter():
             return False
@@ -299,6 +410,59 @@ class Sender:
             self._gate.leave()
             return False
         return True
+
+
+class _Work:
+    """Rows for the sessions, in the order in which they were put.
+
+    One that comes back is the next, because others were put after it.
+    """
+
+    def __init__(self):
+        self._rows = queue.PriorityQueue()
+        self._number = itertools.count()
+        self._numbers = {}
+
+    def put(self, row):
+        "Put a row, or None for the end of a session"
+        number = next(self._number)
+        if row:
+            self._numbers[row.id] = number
+        self._rows.put((row is None, number, row))
+
+    def put_back(self, row):
+        self._rows.put((False, self._numbers[row.id], row))
+
+    def get(self):
+        "Wait for a row and return it, or None"
+        return self._rows.get()[-1]
+
+    def left(self):
+        "Return a row that nobody has taken, None where there is none"
+        while not self._rows.empty():
+            if row := self.get():
+                return row
+
+
+def _seconds_until(at, now):
+    return max((at - now).total_seconds(), 0) if at else 0
+
+
+def _is_too_fast(outcome):
+    "Return whether the message is to go again, only not so soon"
+    return (outcome.trouble and outcome.trouble.kind == RATE
+        and not outcome.accepted)
+
+
+def _accepted_since(store, known, since):
+    return (known.accepted_at is not None and known.accepted_at > since
+        or store.accepted_since(since))
+
+
+def _suspected_alike(store, known, row, refusal):
+    "Return whether another was refused so, and nothing accepted since"
+    since = store.suspected_alike(row, refusal)
+    return bool(since) and not _accepted_since(store, known, since)
 
 
 def _client(Model, settings, uri, server=None):
@@ -614,17 +778,19 @@ def _drain(Model, server, deadline):
 
 
 def _check_trouble(sender):
-    server = sender.store.server
     if sender.in_trouble:
         logger.warning(
             "trouble with the server %s: %s",
-            _server_name(server), sender.trouble)
-        _troubled_at[Transaction().database.name, server] = time.monotonic()
-        raise EmailQueueError(
-            gettext('email_queue.msg_server_trouble',
-                server=_server_name(server),
-                error=smtp.alike(sender.trouble)),
-            gettext('email_queue.msg_server_trouble_description'))
+            _server_name(sender.store.server), sender.trouble)
+        _raise_trouble(sender.store.server, sender.trouble)
+
+
+def _raise_trouble(server, words):
+    _troubled_at[Transaction().database.name, server] = time.monotonic()
+    raise EmailQueueError(
+        gettext('email_queue.msg_server_trouble',
+            server=_server_name(server), error=words),
+        gettext('email_queue.msg_server_trouble_description'))
 
 
 def _server_name(server):
@@ -650,12 +816,37 @@ def _run(Model, server, settings, deadline):
             return None, False
         try:
             store.recover()
-            sender = Sender(store, settings, deadline, caller)
+            known = recall(store)
+            _check_login(store, known)
+            sender = Sender(store, settings, deadline, caller, known)
             sender.drain()
+            _retain(store, sender.known, known)
         finally:
             store.give_back()
         # Whoever found no slot in the meantime relies on it
         return sender, not sender.late and store.has_due()
+
+
+def _check_login(store, known):
+    """Check that a login can be tried.
+
+    Each one that is refused brings a server closer to banning this host.
+
+    :raises EmailQueueError: it is too early. A person who runs the job need
+        not wait.
+    """
+    by_hand = Transaction().context.get('email_queue_by_hand')
+    if not by_hand and known.login_waits(
+            server_uri(store.server), store.now()):
+        _raise_trouble(store.server, known.trouble)
+
+
+def _retain(store, known, before):
+    try:
+        retain(store, known, before)
+    except store.Error:
+        # The emails are recorded, and the next run learns the same
+        logger.warning("what the run has learned is lost", exc_info=True)
 
 
 def send(email, server=None):
@@ -690,12 +881,24 @@ def _send(store, email, settings, server, caller):
         outcome = None
         if not row.expired(store.now()):
             outcome = _send_row(store.Model, row, settings, server)
-        row = after(row, outcome, store.now(), settings)
+        row = _judged(store, row, outcome, settings)
         recorder = Recorder(store, Gate(1), settings, caller.touch)
         recorder.add(row)
         insist(recorder.finish)
         _log_row(row)
         return row
+
+
+def _judged(store, row, outcome, settings):
+    "Return the row as it is to be recorded after it was sent alone"
+    now = store.now()
+    if not (outcome and outcome.refusal):
+        return after(row, outcome, now, settings)
+    known = recall(store)
+    if row.suspect_since and _accepted_since(store, known, row.suspect_since):
+        return after(row, outcome, now, settings)
+    alone = not _suspected_alike(store, known, row, outcome.refusal)
+    return suspected(row, outcome, now, settings, alone)
 
 
 def _send_row(Model, row, settings, server):

@@ -1,9 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Talking SMTP: sessions, transactions and what a reply means.
+"""Talking SMTP: sessions and transactions.
 
-Knows no database and no pool. What becomes of a message is an
-:class:`Outcome`; nothing else leaves this file.
+Knows no database, no pool and no words of servers, which are in replies.py.
+What becomes of a message is an :class:`Outcome`; nothing else leaves this
+file.
 """
 import logging
 import math
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 import types
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,14 +24,15 @@ from trytond.sendmail import get_smtp_server
 
 from .address import on_the_wire
 from .mime import needs_smtputf8
+from .replies import (
+    LENGTH, LOGIN, MESSAGE, QUOTA, RATE, RECIPIENT, SERVER, SESSION, Reply,
+    alike, meaning, names_mailbox, too_many_recipients, verdict)
 from .words import with_domains
 
 __all__ = [
     'MESSAGE', 'RECIPIENT', 'SERVER', 'Client', 'Mail', 'Outcome', 'Reply',
-    'Trouble', 'alike', 'server_name', 'verdict']
+    'Trouble', 'server_name', 'verdict']
 logger = logging.getLogger(__name__)
-
-MESSAGE, RECIPIENT, SERVER = 'message', 'recipient', 'server'
 
 # A batch of pipelined commands fits the smallest default send buffer, so that
 # writing it never waits for a server that waits for its replies to be read
@@ -37,35 +40,17 @@ BATCH_SIZE = 8 * 1024
 SLICE_SIZE = 256 * 1024
 LINE_LENGTH = 8 * 1024
 REPLY_LINES = 100
-WORDS_LENGTH = 500
 # Connecting, TLS, EHLO and login together, in time-outs of one step
 OPENING_STEPS = 3
 # Threads of a server that may wait for a name server which does not answer
 RESOLVING = 10
 QUIT_TIMEOUT = 5
 
-# The server wants another login or another transport (RFC 4954 6)
-LOGIN_CODES = {530, 534, 535, 538}
-# Service not available, too many connections, temporary login failure
-BUSY_CODES = {421, 432, 454}
-# Congestion, quota or a system that is full or closed (RFC 3463 3.4, 3.5)
-# and what Exchange Online says of a sender that it slows down
-BUSY_STATUSES = {
-    '4.3.1', '4.3.2', '4.4.5', '5.4.5', '4.7.500', '4.7.501', '4.7.502'}
-# What a server says of one mailbox, never of a sender or of all (RFC 3463)
-OWN_STATUSES = {
-    '5.1.1', '5.1.2', '5.1.3', '5.1.6', '5.1.10',
-    '4.2.1', '4.2.2', '5.2.1', '5.2.2'}
-TOO_MANY_RECIPIENTS = re.compile(r'[45]\.5\.3\b|too many recipients', re.I)
-
 # The same event: only the moment decides which
 CLOSED = (
     smtplib.SMTPServerDisconnected, ConnectionResetError,
     ConnectionAbortedError, BrokenPipeError)
 
-_status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
-_digit = re.compile(r'\d')
-_codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
 _control = re.compile(r'[\x00-\x1f\x7f]')
 _timeout = re.compile(r'[?&]timeout=(\d+)')
@@ -93,33 +78,17 @@ class Mail(NamedTuple):
     rcpt_options: tuple = ()
 
 
-class Reply(NamedTuple):
-    "What a server answered: its code and its words on one line"
-    code: int
-    text: str
-
-    @property
-    def good(self):
-        return 200 <= self.code <= 299
-
-    @property
-    def temporary(self):
-        return 400 <= self.code <= 499
-
-    @property
-    def status(self):
-        "The enhanced status code (RFC 3463), empty where there is none"
-        match = _status.match(self.text)
-        return match[1] if match else ''
-
-    def __str__(self):
-        return f'{self.code} {self.text}'.rstrip()
-
-
 class Trouble(NamedTuple):
-    "What keeps the server from taking any message, and whether it lasts"
+    """What keeps the server from taking any message, and whether it lasts.
+
+    ``kind`` is ``LOGIN`` where a login was refused for good, ``SESSION`` where
+    no session was to be had, ``RATE`` where the server wants messages more
+    slowly, ``QUOTA`` where it refused a message for good because it takes
+    nothing from us, and otherwise None.
+    """
     words: str
     lasting: bool = False
+    kind: str = None
 
 
 @dataclass
@@ -129,15 +98,23 @@ class Outcome:
     ``refused`` for good and ``deferred`` for now map addresses to the server's
     words. Recipients in none of the three are still to go: because of
     ``trouble`` with the server, or as the connection broke after the final
-    dot (``uncertain`` has the words). ``refusal`` is equal for messages that
-    the server refused alike, None where it accepted a recipient.
+    dot (``uncertain`` has the words). ``refusal`` is the step and the words
+    without addresses and digits, so that it is equal for messages that the
+    server refused alike; None where it accepted a recipient or named a
+    mailbox.
     """
     accepted: list = field(default_factory=list)
     refused: dict = field(default_factory=dict)
     deferred: dict = field(default_factory=dict)
     uncertain: str = ''
     trouble: Trouble = None
-    refusal: tuple = None
+    refusal: str = None
+
+    @property
+    def decided(self):
+        "Whether the server has decided on the message for any recipient"
+        return bool(
+            self.accepted or self.refused or self.deferred or self.uncertain)
 
     def remaining(self, addresses):
         "Return those of ``addresses`` that nothing is decided about"
@@ -157,8 +134,8 @@ class Outcome:
         self._refused_at(step, words, reply)
 
     def _refused_at(self, step, words, reply):
-        if not (self.accepted or reply and reply.status in OWN_STATUSES):
-            self.refusal = step, alike(words)
+        if not (self.accepted or reply and names_mailbox(step, reply)):
+            self.refusal = f'{step} {alike(words)}'
 
 
 class _Lost(Exception):
@@ -166,35 +143,15 @@ class _Lost(Exception):
 
     ``uncertain``: the message was transmitted and its answer is not known.
     ``silent``: by a time-out or an answer that makes no sense.
+    ``ended``: the server has had enough of the session, not of the message.
     """
 
-    def __init__(self, words, silent=False):
+    def __init__(self, words, silent=False, ended=False):
         super().__init__(words)
         self.words = words
         self.silent = silent
+        self.ended = ended
         self.uncertain = False
-
-
-def verdict(step, reply):
-    """Return whose fault a bad reply is: MESSAGE, RECIPIENT or SERVER.
-
-    :param step: ``mail``, ``rcpt``, ``data`` or ``dot``.
-    :param reply: the :class:`Reply` with a code of 4xx or 5xx.
-    """
-    if (reply.code in LOGIN_CODES | BUSY_CODES
-            or reply.status in BUSY_STATUSES
-            or (step == 'mail' and reply.temporary)):
-        return SERVER
-    return RECIPIENT if step == 'rcpt' else MESSAGE
-
-
-def alike(words):
-    "Return the words without what tells one occasion from another"
-    head = _codes.match(words)[0]
-    rest = [
-        word for word in words[len(head):].split()
-        if '@' not in word[1:-1] and not _digit.search(word)]
-    return ' '.join([*head.split(), *rest])
 
 
 def server_name(uri=None):
@@ -217,7 +174,7 @@ class Client:
     :param data_timeout: seconds for the answer to the final dot.
     :param messages: of a session.
     :param recipients: of an SMTP transaction.
-    :param verdict: a function like :func:`verdict`.
+    :param verdict: a function like ``replies.verdict``.
     """
 
     def __init__(self, uri=None, server=None, timeout=60, data_timeout=600,
@@ -241,7 +198,9 @@ class Client:
             try:
                 session = self._ready_session(self.pipelining and not lost)
             except Exception as error:
-                outcome.trouble = Trouble(_words(error), lasting=True)
+                outcome.trouble = Trouble(
+                    _words(error), lasting=True,
+                    kind=LOGIN if _is_login(error) else SESSION)
                 return outcome
             try:
                 session.send(mail, remaining[:self.recipients], outcome)
@@ -253,7 +212,7 @@ class Client:
                     return outcome
                 if error.silent:
                     self.pipelining = False
-                if session.stale:
+                if error.ended or session.stale:
                     # Not a loss of this message's
                     continue
                 if lost and not outcome.trouble:
@@ -268,9 +227,15 @@ class Client:
                     outcome.remaining(remaining), session.step,
                     _printable(f'{type(error).__name__}: {error}'))
             if outcome.trouble:
-                self.drop()
+                if outcome.trouble.lasting or session.closed:
+                    self.drop()
                 return outcome
         return outcome
+
+    @property
+    def is_open(self):
+        "Whether there is a session, as far as the client knows"
+        return bool(self._session)
 
     def close(self):
         "End the session as the protocol has it, if it is the client's own"
@@ -310,12 +275,31 @@ class Client:
         file = server.file or server.sock.makefile('rb')
         server.file = _Lines(file)
         try:
-            server.ehlo_or_helo_if_needed()
+            with _words_of_ehlo([server]):
+                server.ehlo_or_helo_if_needed()
         except BaseException:
             server.close()
             raise
         server.file = file
         return server
+
+
+@contextmanager
+def _words_of_ehlo(servers):
+    """Let the refusal of EHLO be the error of what fails because of it.
+
+    smtplib goes on with HELO, and tells the answer to that, or that the server
+    does not offer what only EHLO shows.
+    """
+    try:
+        yield
+    except smtplib.SMTPAuthenticationError:
+        raise
+    except smtplib.SMTPException:
+        for server in servers:
+            if refused := getattr(server, 'refused_ehlo', None):
+                raise smtplib.SMTPHeloError(*refused)
+        raise
 
 
 class _Opening:
@@ -376,6 +360,11 @@ class _Opening:
             def _get_socket(self, host, port, timeout):
                 return opening.socket_to(host, port, timeout)
 
+            def ehlo(self, *args):
+                code, words = super().ehlo(*args)
+                self.refused_ehlo = code >= 400 and (code, words)
+                return code, words
+
             def getreply(self):
                 if self.file is None and self.sock:
                     self.file = _Lines(self.sock.makefile('rb'))
@@ -392,7 +381,8 @@ class _Opening:
             argdefs=get_smtp_server.__defaults__,
             closure=get_smtp_server.__closure__)
         try:
-            server = get_server(uri, strict=True)
+            with _words_of_ehlo(servers):
+                server = get_server(uri, strict=True)
         except BaseException:
             # Neither closes what fails after the connection was made
             for server in servers:
@@ -495,6 +485,8 @@ class _Session:
         self.pipelining = pipelining
         self.messages = 0
         self.step = 'mail'
+        # Whether the server has said that it closes the connection
+        self.closed = False
         self._offers = server.esmtp_features
         self._size_limit = _size_limit(self._offers)
         self._received = b''
@@ -527,15 +519,28 @@ class _Session:
                 # What it refused before it closed is refused
                 self._judge(recipients, replies, outcome)
             raise
-        if replies[0].code == 421 and self.messages > 1:
-            # Idle for too long, or enough for one session
-            raise _Lost(str(replies[0]))
+        self._check_ended(replies)
         accepted = self._judge(recipients, replies, outcome)
         started = len(replies) == len(commands) and replies[-1].code == 354
         taken = accepted and started and self._transmit(
             mail, accepted, outcome)
-        if not (taken or outcome.trouble):
+        if not (taken or self.closed):
             self._abandon(lone_dot=started and not accepted)
+
+    def _check_ended(self, replies):
+        """Give up a session that the server has had enough of.
+
+        It may have been idle for too long, or have taken as many messages as
+        one may. Whether there is more to it shows in a new session.
+        """
+        if self.messages == 1:
+            return
+        for number, reply in enumerate(replies):
+            if not (reply.good or reply.code == 354) and (
+                    reply.code == 421
+                    or (number == 0 and reply.temporary)
+                    or meaning(reply) == SESSION):
+                raise _Lost(str(reply), ended=True)
 
     def quit(self):
         try:
@@ -658,7 +663,7 @@ class _Session:
         for address, reply in zip(recipients, rcpts):
             if reply.good:
                 accepted.append(address)
-            elif not (accepted and _too_many(reply)):
+            elif not (accepted and too_many_recipients(reply)):
                 self._blame('rcpt', reply, [address], outcome)
         if accepted and data and data.code != 354:
             self._blame('data', data, accepted, outcome)
@@ -666,13 +671,28 @@ class _Session:
         return accepted
 
     def _blame(self, step, reply, recipients, outcome):
+        self.closed = self.closed or reply.code == 421
         if self.verdict(step, reply) == SERVER:
             outcome.trouble = outcome.trouble or Trouble(
-                str(reply), lasting=reply.code in LOGIN_CODES)
+                str(reply), lasting=not reply.temporary,
+                kind=self._kind(step, reply))
         elif reply.temporary:
             outcome.defer(recipients, step, str(reply), reply)
         else:
             outcome.refuse(recipients, step, str(reply), reply)
+
+    def _kind(self, step, reply):
+        "Return the kind of trouble that the reply is"
+        about = meaning(reply)
+        if not reply.temporary:
+            return None if about == LOGIN else QUOTA
+        if step == 'mail' and self.messages == 1 and (
+                reply.code == 421 or about == SESSION
+                or 'connections' in reply.text.lower()):
+            # As a server says it that greets more sessions than it serves
+            return SESSION
+        # At RCPT it may be the recipient who gets too much
+        return RATE if about == RATE and step != 'rcpt' else None
 
     def _transmit(self, mail, recipients, outcome):
         "Return whether the server has taken the message"
@@ -703,6 +723,8 @@ class _Session:
             raise
         if reply.good:
             outcome.accept(recipients)
+        elif self.messages > 1 and meaning(reply) == SESSION:
+            raise _Lost(str(reply), ended=True)
         else:
             self._blame('dot', reply, recipients, outcome)
         return reply.good
@@ -802,19 +824,17 @@ def _command(verb, address, options):
     return f'{line}\r\n'.encode('utf-8')
 
 
-def _too_many(reply):
-    # RFC 5321 4.5.3.1.10
-    return (reply.code in {452, 552}
-        and (TOO_MANY_RECIPIENTS.search(reply.text)
-            or (reply.code == 452 and not reply.status)))
-
-
 def _printable(text):
     if isinstance(text, bytes):
         text = text.decode('utf-8', 'replace')
     if not text.isprintable():
         text = ''.join(c if c.isprintable() else ' ' for c in text)
-    return with_domains(' '.join(text.split())[:WORDS_LENGTH])
+    return with_domains(' '.join(text.split())[:LENGTH])
+
+
+def _is_login(error):
+    return (isinstance(error, smtplib.SMTPAuthenticationError)
+        and error.smtp_code >= 500)
 
 
 def _words(error):

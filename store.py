@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sql import Column, Literal, Null, Select, Window, With
-from sql.aggregate import Min, Sum
+from sql.aggregate import Max, Min, Sum
 from sql.conditionals import Case
 from sql.functions import AtTimeZone, CurrentTimestamp, Function
 
@@ -98,10 +98,12 @@ class Row(NamedTuple):
     error: str
     file_id: str
     sensitive: bool
+    suspect: str
+    suspect_since: dt.datetime
 
     ended = (
         'state', 'accepted', 'refused', 'attempts', 'first_attempt',
-        'uncertain', 'sent_at', 'error')
+        'uncertain', 'sent_at', 'error', 'suspect', 'suspect_since')
     recorded = ended + ('scheduled_at',)
 
     @property
@@ -321,11 +323,12 @@ class Store:
 
     def _set_lock_timeout(self, seconds):
         if self.has_locks:
-            self._execute((
+            self.execute((
                     "SELECT set_config('lock_timeout', %s, false)",
                     [f'{int(seconds * 1000)}ms']))
 
-    def _execute(self, query):
+    def execute(self, query):
+        "Execute a query of python-sql, which commits, and return the cursor"
         cursor = self.connection.cursor()
         cursor.execute(*query)
         self.used_at = time.monotonic()
@@ -350,7 +353,7 @@ class Store:
         return self.number is not None
 
     def _holds(self):
-        (self._backend,) = self._execute((
+        (self._backend,) = self.execute((
                 "SELECT pid, backend_start FROM pg_stat_activity "
                 "WHERE pid = pg_backend_pid()", [])).fetchall()
         self._holder = self.connection
@@ -371,7 +374,7 @@ class Store:
             if self._session:
                 self._mark(self._session)
         if self._end_backend():
-            self._execute(Select([Lock(LOCK_CLASS, self.number)]))
+            self.execute(Select([Lock(LOCK_CLASS, self.number)]))
         elif not self._lock(self.number):
             return False
         self._holds()
@@ -381,7 +384,7 @@ class Store:
     def _end_backend(self):
         "End the backend that holds the slot, if it is our own old one"
         pid, started = self._backend
-        return self._execute((
+        return self.execute((
                 "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a "
                 "JOIN pg_locks l ON l.pid = a.pid "
                 "WHERE a.pid = %s AND a.backend_start = %s "
@@ -407,7 +410,7 @@ class Store:
     # A lock would stay with one that others use, and keep nobody away.
 
     def _check_pooler(self):
-        pid, name = self._execute(Select([
+        pid, name = self.execute(Select([
                     BackendPid(), CurrentSetting(MARK, True)])).fetchone()
         # A pooler does not tell the pid of a server process
         if (pid != self.connection.info.backend_pid
@@ -426,7 +429,7 @@ class Store:
                 cursor = other.cursor()
                 cursor.execute(*Select([BackendPid()]))
                 other_pid, = cursor.fetchone()
-                own_pid, = self._execute(Select([BackendPid()])).fetchone()
+                own_pid, = self.execute(Select([BackendPid()])).fetchone()
                 other.rollback()
                 if other_pid == pid or own_pid != pid:
                     return True
@@ -440,7 +443,7 @@ class Store:
         self._mark(self._session)
 
     def _mark(self, name):
-        self._execute(Select([SetConfig(MARK, name, False)]))
+        self.execute(Select([SetConfig(MARK, name, False)]))
 
     def _in_session(self):
         return CurrentSetting(MARK, True) == self._session
@@ -448,7 +451,7 @@ class Store:
     def _checked(self, rows):
         "Return the claimed rows, unless another session claimed none"
         if not rows and self._session:
-            (mine,), = self._execute(Select([self._in_session()])).fetchall()
+            (mine,), = self.execute(Select([self._in_session()])).fetchall()
             if not mine:
                 raise _no_session()
         return rows
@@ -459,16 +462,16 @@ class Store:
         return now + dt.timedelta(seconds=time.monotonic() - at)
 
     def _lock(self, number):
-        (locked,), = self._execute(
+        (locked,), = self.execute(
             Select([TryLock(LOCK_CLASS, number)])).fetchall()
         return locked
 
     def _unlock(self, number):
-        self._execute(Select([Unlock(LOCK_CLASS, number)]))
+        self.execute(Select([Unlock(LOCK_CLASS, number)]))
 
     def _others(self):
         t = self.Model.__table__()
-        return self._execute(t.select(
+        return self.execute(t.select(
                 t.id,
                 where=(t.state == 'sending')
                 & (t.write_date >= _ago(ORPHANED_SECONDS)),
@@ -481,10 +484,10 @@ class Store:
             return
         self._beaten_at = now
         if self.has_locks:
-            self._execute(Select([Literal(1)]))
+            self.execute(Select([Literal(1)]))
         else:
             t = self.Model.__table__()
-            self._execute(t.update(
+            self.execute(t.update(
                     [t.write_date], [utc_now()],
                     where=(t.state == 'sending') & (t.sender == self.number)))
 
@@ -493,7 +496,7 @@ class Store:
         if self.has_locks and not self._session:
             self._check_pooler()
         t = self.Model.__table__()
-        numbers = self._execute(t.select(
+        numbers = self.execute(t.select(
                 t.sender, where=t.state == 'sending',
                 group_by=t.sender)).fetchall()
         for number, in numbers:
@@ -513,7 +516,7 @@ class Store:
         where = (t.state == 'sending') & (t.sender == number)
         if not self.has_locks:
             where &= t.write_date < _ago(ORPHANED_SECONDS)
-        cursor = self._execute(self._update_unlocked(
+        cursor = self.execute(self._update_unlocked(
                 t, [t.state, t.crashes, t.scheduled_at, t.error, t.write_date],
                 [
                     Case((failed, 'failed'), else_='outbox'),
@@ -544,7 +547,7 @@ class Store:
 
     def _has_due(self, priority):
         t = self.Model.__table__()
-        return self._execute(t.select(
+        return self.execute(t.select(
                 t.id,
                 where=self._due(t) & (t.priority == priority)
                 & (t.crashes < CRASHES_ALONE),
@@ -627,18 +630,18 @@ class Store:
         values = ['sending', self.number, utc_now()]
         row = [Column(t, name) for name in Row._fields]
         if self.database.has_returning():
-            cursor = self._execute(t.update(
+            cursor = self.execute(t.update(
                     columns, values, where=t.id.in_(fitting),
                     with_=[c, f], returning=row))
         else:
             fitting.with_ = [c, f]
-            ids = [i for i, in self._execute(fitting).fetchall()]
+            ids = [i for i, in self.execute(fitting).fetchall()]
             if not ids:
                 return []
-            self._execute(t.update(
+            self.execute(t.update(
                     columns, values,
                     where=t.id.in_(ids) & (t.state == 'outbox')))
-            cursor = self._execute(t.select(
+            cursor = self.execute(t.select(
                     *row,
                     where=t.id.in_(ids) & (t.state == 'sending')
                     & (t.sender == self.number)))
@@ -652,12 +655,35 @@ class Store:
             row = row._replace(msg=msg)
         return row
 
+    # Suspects
+
+    def accepted_since(self, since):
+        "Return whether an email was accepted after ``since``, by any sender"
+        t = self.Model.__table__()
+        return bool(self.execute(t.select(
+                    t.id,
+                    where=(t.state == 'sent') & (t.sent_at > since)
+                    & (t.server == self.server),
+                    limit=1)).fetchone())
+
+    def suspected_alike(self, row, refusal):
+        "Return since when another email is suspect that was refused so"
+        t = self.Model.__table__()
+        since, = self.execute(t.select(
+                Max(t.suspect_since),
+                where=(t.suspect == refusal) & (t.state == 'outbox')
+                & (t.server == self.server) & (t.id != row.id))).fetchone()
+        if isinstance(since, str):
+            # SQLite knows the type of columns only
+            since = dt.datetime.fromisoformat(since)
+        return since
+
     # What is not configured
 
     def explain(self, server, words):
         "Show words as the error of the rows that wait for a server"
         t = self.Model.__table__()
-        self._execute(self._update_unlocked(
+        self.execute(self._update_unlocked(
                 t, [t.error, t.write_date], [words, utc_now()],
                 (t.state == 'outbox') & (t.server == server)
                 & ((t.error == Null) | (t.error != words))))
@@ -683,7 +709,7 @@ class Store:
         if rows[0].loses_message:
             names += ('msg', 'file_id')
             values += (None, None)
-        return self._execute(self._update(
+        return self.execute(self._update(
                 names, values, [r.id for r in rows])).rowcount
 
     def _record_each(self, rows):
@@ -703,9 +729,9 @@ class Store:
         "Return those of the rows that this sender holds and somebody locks"
         t = self.Model.__table__()
         query = t.select(t.id, where=self._holding(t, [r.id for r in rows]))
-        held = set(self._execute(query).fetchall())
+        held = set(self.execute(query).fetchall())
         query.for_ = self.database.get_select_for_skip_locked()('UPDATE')
-        locked = held - set(self._execute(query).fetchall())
+        locked = held - set(self.execute(query).fetchall())
         return [r for r in rows if (r.id,) in locked]
 
     def put_back(self, rows, state):
@@ -732,7 +758,7 @@ class Store:
                     utc_now() + UNRECORDED_DELAY * 2 ** crashes,
                     "the outcome could not be recorded: "
                     "the message may have arrived"]
-            self._execute(t.update(
+            self.execute(t.update(
                     columns, values, where=self._holding(t, ids)))
         forget(Transaction())
 

@@ -12,7 +12,7 @@ from trytond.model import fields
 from trytond.pool import Pool, PoolMeta
 from trytond.transaction import Transaction
 
-from .. import email_queue, exceptions, health, sendmail, smtp
+from .. import email_queue, exceptions, health, replies, sendmail, smtp
 from ..policy import Settings
 from .tools import QueueTestCase
 
@@ -112,7 +112,7 @@ class DocTestCase(QueueTestCase):
         with self.transaction(readonly=True):
             email = Pool().get('email.queue')()
             owners = [
-                email, smtp, smtp.Reply(250, ''), exceptions, email_queue,
+                email, smtp, replies.Reply(250, ''), exceptions, email_queue,
                 health, health.Numbers, sendmail]
             for type_, name, signature in DIRECTIVE.findall(reference):
                 with self.subTest(name=name):

@@ -6,7 +6,7 @@ import time
 import unittest
 from email.policy import compat32, default
 
-from .. import address, mime, preview, recipients, smtp, words
+from .. import address, mime, preview, recipients, replies, smtp, words
 from ..address import ArgumentError
 
 # Characters, and how often more there are
@@ -142,8 +142,8 @@ class LinearTestCase(unittest.TestCase):
                 text, 'a@example.com, b@example.com', 'b@example.com', 'x'),
             lambda text: recipients.masked(text, text, '', 'x'),
             lambda text: recipients.masked('550 a', 'a@b.de', text, 'x'),
-            preview.html_text, smtp.alike, smtp.server_name,
-            lambda text: smtp.verdict('rcpt', smtp.Reply(550, text)),
+            preview.html_text, replies.alike, smtp.server_name,
+            lambda text: replies.verdict('rcpt', replies.Reply(550, text)),
             lambda text: mime.original_to([text]),
             ]
         for piece in TEXTS:

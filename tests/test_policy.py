@@ -2,15 +2,18 @@
 # this repository contains the full copyright notices and license terms.
 """When to try again and how fast: no database, no server and no waiting."""
 import datetime as dt
+import time
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from unittest.mock import patch
 
 from trytond.modules.email_queue import policy
 from trytond.modules.email_queue.exceptions import EmailQueueError
 from trytond.modules.email_queue.policy import (
-    ALIKE, HELD_ROWS, Deadline, Pace, Patience, Settings, Suspects, Throttle,
-    after, next_attempt)
+    HELD_ROWS, Deadline, Pace, Patience, Sessions, Settings, Suspects,
+    Throttle, after, first_words, login_delay, next_attempt, suspected)
+from trytond.modules.email_queue.replies import QUOTA
 from trytond.modules.email_queue.smtp import Outcome, Trouble
 from trytond.modules.email_queue.store import Row
 
@@ -20,6 +23,7 @@ NOW = dt.datetime(2024, 2, 29, 12, 0)
 A, B, C = 'a@example.com', 'b@example.com', 'c@example.com'
 BUSY = Trouble('421 4.3.2 busy')
 DOWN = Trouble('Connection refused', lasting=True)
+FULL = Trouble('554 quota exceeded', lasting=True, kind=QUOTA)
 
 
 def at(**delta):
@@ -50,6 +54,18 @@ AFTER = {
     "expired long ago": (
         {'expires_at': at(days=-9)}, None, {},
         {'state': 'failed', 'error': "expired"}),
+    "expired after some": (
+        {'expires_at': NOW, 'accepted': A, 'refused': f'{B} 550 no',
+            'error': f"{C} 451 later"}, None, {},
+        {'state': 'failed',
+            'error': "delivered to 1 of 3 recipients\nexpired\n"
+            f"{B} 550 no\n{C} 451 later"}),
+    "expired with words": (
+        {'to': [A], 'expires_at': NOW, 'error': "451 later"}, None, {},
+        {'state': 'failed', 'error': "expired: 451 later"}),
+    "expired with words for all": (
+        {'expires_at': NOW, 'error': "421 busy"}, None, {},
+        {'state': 'failed', 'error': "expired: 421 busy"}),
     "given back with what was": (
         {'attempts': 3, 'first_attempt': at(hours=-1), 'error': "451",
             'accepted': A, 'refused': f'{B} 550'}, None, {}, {}),
@@ -146,6 +162,25 @@ AFTER = {
         Outcome(deferred={A: "451 later"}), {},
         {**FIRST, 'state': 'failed', 'error': "gave up: 451 later"}),
 
+    "gave up after some": (
+        {'accepted': A, 'refused': f'{B} 550 no', 'attempts': 1,
+            'first_attempt': at(hours=-1)},
+        Outcome(deferred={C: "451 later"}), {'max_attempts': 2},
+        {'attempts': 2, 'state': 'failed',
+            'error': "delivered to 1 of 3 recipients\ngave up\n"
+            f"{B} 550 no\n{C} 451 later"}),
+    "gave up without any": (
+        {'to': [A, B], 'refused': f'{B} 550 no'},
+        Outcome(deferred={A: "451 later"}), {'max_attempts': 1},
+        {**FIRST, 'state': 'failed',
+            'error': f"gave up\n{A} 451 later\n{B} 550 no"}),
+    "own after it was a suspect": (
+        {'to': [A], 'suspect': "rcpt 554 no", 'suspect_since': at(hours=-1),
+            'first_attempt': at(hours=-1)},
+        Outcome(refused={A: "554 no"}), {},
+        {'attempts': 1, 'state': 'failed', 'refused': f'{A} 554 no',
+            'error': "554 no", 'suspect': None, 'suspect_since': None}),
+
     # Uncertain
     "uncertain": (
         {}, Outcome(uncertain="timed out"), {},
@@ -179,7 +214,22 @@ AFTER = {
         {'attempts': 8, 'uncertain': True, 'state': 'failed',
             'error': "timed out: the message may have arrived"}),
 
+    "uncertain at last after some": (
+        {'accepted': A, 'refused': f'{B} 550 no', 'uncertain': True,
+            'attempts': 1, 'first_attempt': at(minutes=-15)},
+        Outcome(uncertain="timed out"), {},
+        {'attempts': 2, 'state': 'failed',
+            'error': "delivered to 1 of 3 recipients\n"
+            f"{B} 550 no\n{C} timed out: the message may have arrived"}),
+
     # The server's trouble
+    "refused for a quota": (
+        {}, Outcome(trouble=FULL), {},
+        {'suspect_since': NOW, 'scheduled_at': at(minutes=5),
+            'error': FULL.words}),
+    "refused for a quota again": (
+        {'suspect_since': at(minutes=-16)}, Outcome(trouble=FULL), {},
+        {'scheduled_at': at(minutes=20), 'error': FULL.words}),
     "trouble": (
         {}, Outcome(trouble=BUSY), {},
         {'scheduled_at': at(minutes=1), 'error': BUSY.words}),
@@ -420,7 +470,7 @@ def refusal(words="554 relay denied", refused=(A,)):
 
 
 class SuspectsTestCase(unittest.TestCase):
-    "Test rows that are refused alike, one after another"
+    "Test rows whose refusal may be the server's fault, one after another"
 
     def settle(self, *outcomes):
         "Return what is recorded at once for rows 1, 2 … and what is held"
@@ -428,70 +478,191 @@ class SuspectsTestCase(unittest.TestCase):
         settled = [
             [row for row, _ in suspects.settle(number, outcome)]
             for number, outcome in enumerate(outcomes, 1)]
-        return settled, [row for row, _ in suspects.release()]
+        return settled, [
+            [row for row, _ in pairs] for pairs in suspects.release()]
 
     def test_table(self):
         denied, blocked = refusal(), refusal("554 blocked")
         for name, outcomes, settled, held in [
                 ("nothing", [], [], []),
                 ("accepted", [Outcome([A])] * 2, [[1], [2]], []),
-                ("one", [denied], [[]], [1]),
-                ("alike", [denied] * 3, [[]] * 3, [1, 2, 3]),
+                ("one", [denied], [[]], [[1]]),
+                ("alike", [denied] * 3, [[]] * 3, [[1, 2, 3]]),
                 ("accepted after them", [denied, denied, Outcome([A])],
                     [[], [], [1, 2, 3]], []),
                 ("accepted in between", [denied, Outcome([A]), denied],
-                    [[], [1, 2], []], [3]),
+                    [[], [1, 2], []], [[3]]),
                 ("another refusal", [denied, denied, blocked],
-                    [[], [], [1, 2]], [3]),
+                    [[]] * 3, [[1, 2], [3]]),
                 ("in turns", [denied, blocked, denied],
-                    [[], [1], [2]], [3]),
+                    [[]] * 3, [[1, 3], [2]]),
+                ("accepted after two kinds", [denied, blocked, Outcome([A])],
+                    [[], [], [1, 2, 3]], []),
                 ("deferred alike", [
-                        Outcome(deferred={A: "451"}, refusal=('rcpt', '451'))
-                        ] * 2, [[], []], [1, 2]),
+                        Outcome(deferred={A: "451"}, refusal='rcpt 451')
+                        ] * 2, [[], []], [[1, 2]]),
                 # What tells nothing of it
                 ("trouble", [denied, Outcome(trouble=BUSY), denied],
-                    [[], [2], []], [1, 3]),
+                    [[], [2], []], [[1, 3]]),
                 ("uncertain", [denied, Outcome(uncertain="lost"), denied],
-                    [[], [2], []], [1, 3]),
+                    [[], [2], []], [[1, 3]]),
                 ("a mailbox", [denied, Outcome(refused={A: "550"}), denied],
-                    [[], [2], []], [1, 3]),
+                    [[], [2], []], [[1, 3]]),
                 ("not handed over", [denied, None, denied],
-                    [[], [2], []], [1, 3]),
+                    [[], [2], []], [[1, 3]]),
                 ]:
             with self.subTest(name):
                 self.assertEqual(self.settle(*outcomes), (settled, held))
 
     def test_alike(self):
         "Test that address and digits make no difference"
-        settled, held = self.settle(*(
-                refusal(f"554 5.7.1 <{n}@example.com>: denied, queue {n}Q")
-                for n in range(ALIKE)))
-        self.assertEqual(settled, [[]] * ALIKE)
-        self.assertEqual(len(held), ALIKE)
-
-    def test_count_and_words(self):
         suspects = Suspects()
-        self.assertEqual(suspects.count, 0)
-        suspects.settle(1, refusal("554 no A"))
-        suspects.settle(2, refusal("554 no A"))
-        self.assertEqual(suspects.count, 2)
-        self.assertEqual(suspects.words, "554 no A")
-        suspects.settle(3, Outcome([A]))
-        self.assertEqual(suspects.count, 0)
+        for n in range(5):
+            outcome = refusal(f"554 5.7.1 <{n}@example.com>: denied, id {n}Q")
+            suspects.settle(n, outcome)
+            self.assertEqual(suspects.alike(outcome.refusal), n + 1)
+        self.assertEqual(suspects.alike(refusal("554 no").refusal), 0)
+        self.assertEqual(len(suspects.release()), 1)
+        self.assertEqual(suspects.release(), [])
+
+    def test_words(self):
+        self.assertEqual(first_words(refusal("554 no A")), "554 no A")
         outcome = Outcome()
         outcome.defer([A], 'dot', "451 not now")
-        suspects.settle(4, outcome)
-        self.assertEqual((suspects.count, suspects.words), (1, "451 not now"))
-        suspects.release()
-        self.assertEqual(suspects.count, 0)
+        self.assertEqual(first_words(outcome), "451 not now")
 
-    def test_released_are_forgotten(self):
-        suspects = Suspects()
-        suspects.settle(1, refusal())
-        self.assertEqual([row for row, _ in suspects.release()], [1])
-        self.assertEqual(suspects.release(), [])
-        self.assertEqual(suspects.settle(2, refusal()), [])
-        self.assertEqual([row for row, _ in suspects.release()], [2])
+
+class SuspectedTestCase(unittest.TestCase):
+    "Test what is recorded of a suspect"
+
+    def test_table(self):
+        denied = refusal("554 denied")
+        gist = denied.refusal
+        waits = {
+            'state': 'outbox', 'error': "554 denied", 'suspect': gist,
+            'suspect_since': NOW, 'first_attempt': NOW,
+            'scheduled_at': at(minutes=5)}
+        later = Outcome()
+        later.defer([A], 'rcpt', "451 later")
+        for name, values, outcome, alone, expected in [
+                ("first, alone", {}, denied, True, waits),
+                ("first of many", {}, denied, False, waits),
+                *((f"after {minutes} minutes",
+                    {'suspect_since': at(minutes=-minutes)}, denied, True,
+                    {**waits, 'suspect_since': at(minutes=-minutes),
+                        'scheduled_at': at(minutes=next_)})
+                    for minutes, next_ in [
+                        (4, 5), (5, 10), (14, 10), (15, 20), (35, 40),
+                        (59, 40)]),
+                ("alone for an hour", {'suspect_since': at(hours=-1)}, denied,
+                    True, {
+                        'state': 'failed', 'attempts': 1,
+                        'refused': f'{A} 554 denied', 'error': "554 denied",
+                        'first_attempt': NOW, 'suspect_since': None}),
+                ("of many for a day", {'suspect_since': at(days=-1)}, denied,
+                    False, {
+                        **waits, 'suspect_since': at(days=-1),
+                        'scheduled_at': at(minutes=40)}),
+                ("of many for too long",
+                    {'suspect_since': at(days=-5), 'first_attempt':
+                        at(days=-5)}, denied, False, {
+                        'state': 'failed', 'suspect_since': None,
+                        'error': "gave up: 554 denied"}),
+                ("expires before", {'expires_at': at(minutes=5)}, denied,
+                    False, {
+                        'state': 'failed', 'first_attempt': NOW,
+                        'error': "gave up: 554 denied"}),
+                ("deferred, alone", {}, later, True, {
+                        'state': 'outbox', 'attempts': 1,
+                        'first_attempt': NOW, 'error': "451 later",
+                        'scheduled_at': at(seconds=60),
+                        'suspect': later.refusal, 'suspect_since': NOW}),
+                ("deferred like others", {}, later, False, {
+                        **waits, 'error': "451 later",
+                        'suspect': later.refusal}),
+                ]:
+            with self.subTest(name):
+                row = make_row([A], **values)
+                self.assertEqual(
+                    suspected(
+                        row, outcome, NOW, Settings(), alone,
+                        chance=lambda: .5),
+                    row._replace(**expected))
+
+    def test_login_delay(self):
+        self.assertEqual(
+            [login_delay(n) // dt.timedelta(minutes=1) for n in range(1, 7)]
+            + [login_delay(1000) // dt.timedelta(minutes=1)],
+            [1, 2, 4, 8, 15, 15, 15])
+
+
+class SessionsTestCase(unittest.TestCase):
+    "Test how many sessions a run has"
+
+    def test_all(self):
+        sessions = Sessions(2)
+        self.assertTrue(sessions.enter('a') and sessions.enter('b'))
+        self.assertFalse(sessions.are_fewer)
+
+    def test_one_more_is_refused(self):
+        sessions = Sessions(2)
+        for client in 'ab':
+            sessions.enter(client)
+            sessions.tries(client)
+        sessions.lives('a')
+        self.assertTrue(sessions.refuses('b'))
+        self.assertEqual(sessions.granted, 1)
+        self.assertTrue(sessions.are_fewer)
+        self.assertGreater(sessions.seconds, 100)
+        self.assertTrue(sessions.enter('a'))
+
+    def test_waits_for_the_one_that_is_opened(self):
+        sessions = Sessions(2)
+        for client in 'ab':
+            sessions.enter(client)
+            sessions.tries(client)
+        with ThreadPoolExecutor(1) as pool:
+            refused = pool.submit(sessions.refuses, 'b')
+            self.assertFalse(refused.done())
+            sessions.lives('a')
+            self.assertTrue(refused.result())
+
+    def test_all_are_refused(self):
+        sessions = Sessions(2)
+        for client in 'ab':
+            sessions.enter(client)
+            sessions.tries(client)
+        with ThreadPoolExecutor(1) as pool:
+            refused = pool.submit(sessions.refuses, 'b')
+            self.assertFalse(sessions.refuses('a'))
+            self.assertFalse(refused.result())
+
+    def test_one_more_later(self):
+        sessions = Sessions(3, granted=1, seconds=.05)
+        self.assertTrue(sessions.enter('a'))
+        started = time.monotonic()
+        self.assertTrue(sessions.enter('b'))
+        self.assertGreaterEqual(time.monotonic() - started, .04)
+        self.assertEqual(sessions.granted, 2)
+
+    def test_first(self):
+        sessions = Sessions(2, first=True)
+        self.assertTrue(sessions.enter('a'))
+        with ThreadPoolExecutor(1) as pool:
+            entered = pool.submit(sessions.enter, 'b')
+            sessions.tries('a')
+            self.assertFalse(entered.done())
+            sessions.lives('a')
+            self.assertTrue(entered.result())
+        self.assertFalse(sessions.are_fewer)
+
+    def test_closed(self):
+        sessions = Sessions(2, first=True)
+        sessions.enter('a')
+        with ThreadPoolExecutor(1) as pool:
+            entered = pool.submit(sessions.enter, 'b')
+            sessions.close()
+            self.assertFalse(entered.result())
 
 
 class PatienceTestCase(unittest.TestCase):
@@ -636,6 +807,65 @@ class ThrottleTestCase(ClockTestCase):
         self.clock.now = 1100
         self.assertEqual(
             [throttle.turn() for _ in range(3)], [1100, 1101, 1102])
+
+
+class SlowedThrottleTestCase(ClockTestCase):
+    "Test a rate that the server makes slower"
+
+    def take(self, throttle, count, seconds):
+        for _ in range(count):
+            self.clock.now += seconds
+            throttle.turn()
+            throttle.accepted()
+
+    def test_halved(self):
+        throttle = Throttle(0)
+        self.take(throttle, 100, .1)
+        throttle.slow_down()
+        self.assertEqual(throttle.resumes_at, self.clock.now + 1)
+        # Ten a second were too many
+        self.assertAlmostEqual(throttle.found, 5 * 60)
+        first, second = throttle.turn(), throttle.turn()
+        self.assertAlmostEqual(first, self.clock.now + 1)
+        self.assertAlmostEqual(second - first, .2)
+
+    def test_slowly_up(self):
+        throttle = Throttle(0)
+        self.take(throttle, 100, .1)
+        throttle.slow_down()
+        self.clock.now += 1 + 30
+        self.assertAlmostEqual(throttle.found, 10 * 60)
+        self.clock.now += 1000
+        self.assertIsNone(throttle.found)
+
+    def test_not_faster_than_the_settings(self):
+        throttle = Throttle(60)
+        self.take(throttle, 100, 1)
+        throttle.slow_down()
+        self.assertAlmostEqual(throttle.found, 30)
+        self.clock.now += 1000
+        self.assertIsNone(throttle.found)
+        first, second = throttle.turn(), throttle.turn()
+        self.assertAlmostEqual(second - first, 1)
+
+    def test_pauses(self):
+        throttle = Throttle(0)
+        pauses = []
+        for _ in range(7):
+            throttle.slow_down()
+            # Of other sessions, which were at it
+            throttle.slow_down()
+            pauses.append(throttle.resumes_at - self.clock.now)
+            self.clock.now = throttle.resumes_at
+        self.assertEqual(pauses, [1, 2, 4, 8, 16, 30, 30])
+        # Nothing was taken, so there is no rate
+        self.assertFalse(throttle.is_slowed)
+
+    def test_found_before(self):
+        throttle = Throttle(0, found=60)
+        first, second = throttle.turn(), throttle.turn()
+        self.assertAlmostEqual(first, self.clock.now + 1)
+        self.assertAlmostEqual(second - first, 1)
 
 
 class DeadlineTestCase(ClockTestCase):

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from unittest.mock import patch
 
 from trytond.modules.email_queue import smtp
-from trytond.modules.email_queue.smtp import (
-    MESSAGE, RECIPIENT, SERVER, Client, Mail, Outcome, Reply, alike,
-    server_name, verdict)
+from trytond.modules.email_queue.replies import (
+    LOGIN, MAILBOX, MESSAGE, QUOTA, RATE, RECIPIENT, RECIPIENTS, SERVER,
+    SESSION, WORDS, Reply, alike, meaning, verdict)
+from trytond.modules.email_queue.smtp import Client, Mail, Outcome, server_name
 
 from .smtpd import Server, make_certificates
 
@@ -81,8 +82,8 @@ ANSWERS = {
         'lasting', 'accepted', 'trouble', 'trouble for it', 'trouble',
         'trouble'),
     '550-5.4.5-daily-quota': (
-        'lasting', 'accepted', 'trouble', 'trouble for it', 'trouble',
-        'trouble'),
+        'lasting', 'accepted', 'lasting', 'lasting for it', 'lasting',
+        'lasting'),
     'close': ('lasting', 'lasting', 'lost', 'lost', 'lost', 'uncertain'),
     'reset': ('lasting', 'lasting', 'lost', 'lost', 'lost', 'uncertain'),
     'hang': ('lasting', 'lasting', 'lost', 'lost', 'lost', 'uncertain'),
@@ -943,7 +944,7 @@ class TransactionTestCase(ServerTestCase):
         client = self.client(server.uri, verdict=own)
         self.assertTrouble(
             client.deliver(mail('rcpt-550-5.7.1-you-are-blocked')),
-            '550 5.7.1 you are blocked', lasting=False)
+            '550 5.7.1 you are blocked', lasting=True)
         self.assertEqual(
             list(client.deliver(mail('rcpt-550')).refused),
             addresses('rcpt-550'))
@@ -1424,6 +1425,72 @@ class VerdictTestCase(unittest.TestCase):
                         verdict(step, Reply(int(code), words))
                         for step in steps),
                     expected)
+
+    def test_words(self):
+        "Test that each example means what its line of the table says"
+        for words in WORDS:
+            code, _, text = words.example.partition(' ')
+            with self.subTest(words.example):
+                self.assertEqual(
+                    meaning(Reply(int(code), text)), words.meaning)
+                self.assertTrue(words.source)
+
+    def test_meaning(self):
+        for expected, texts in {
+                MAILBOX: [
+                    '550 5.1.1 x', '552 5.2.2 over quota for today',
+                    '550 Unknown user', '550 User unknown',
+                    '550 no such user here', '550 mailbox unavailable',
+                    '550 5.5.0 mailbox unavailable',
+                    '550 sorry, no mailbox here by that name (#5.1.1)',
+                    '550 Unrouteable address', '550 invalid recipient',
+                    '552 Mailbox quota exceeded, try again later',
+                    '452 mailbox full, try again later',
+                    '554 delivery error: dd This user doesn\'t have a '
+                    'yahoo.com account',
+                    '550 <joe@example.com>: Recipient address rejected: '
+                    'User unknown in local recipient table'],
+                QUOTA: [
+                    '550 5.1.90 daily limit',
+                    '550 user has exceeded daily quota',
+                    '554 Message rejected: Sending paused for this account',
+                    '554 5.2.0 SubmissionQuotaExceededException',
+                    '554 5.2.0 OutboundSpamException',
+                    '550 5.7.705 tenant has exceeded threshold',
+                    '452 4.3.1 out of storage',
+                    '550 Domain a.com has exceeded the max emails per hour',
+                    '554 5.7.1 limit of 100 messages a day is reached',
+                    '450 sending quota exceeded'],
+                RATE: [
+                    '454 Throttling failure: Daily message quota exceeded.',
+                    '432 4.3.2 busy', '451 4.7.650 rate limited',
+                    '450 4.7.1 Error: too much mail from 192.0.2.1',
+                    '451 4.7.28 unusual rate'],
+                SESSION: [
+                    '451 4.4.2 Timeout', '452 4.4.5 enough',
+                    '450 too many messages in this connection',
+                    '550 maximum of messages per session exceeded'],
+                RECIPIENTS: [
+                    '452 4.5.3 x', '550 5.5.3 x', '554 5.5.3 x',
+                    '550 Too many recipients',
+                    '550 exceeded maximum of 10 recipients'],
+                LOGIN: [
+                    '530 x', '535 5.7.139 SmtpClientAuthentication is '
+                    'disabled', '550 5.7.30 no basic authentication',
+                    '530 5.7.57 Client not authenticated'],
+                None: [
+                    '550', '554 5.7.1 relay access denied', '554 no thanks',
+                    '550 5.7.1 unable to relay for unknown user',
+                    '554 5.2.252 SendAsDenied',
+                    '451 4.7.1 Greylisting in action, please try again in '
+                    '300 seconds', '552 5.3.4 message size exceeds limit',
+                    '552 message size exceeds limit, try again with less'],
+                }.items():
+            for text in texts:
+                code, _, words = text.partition(' ')
+                with self.subTest(text):
+                    self.assertEqual(
+                        meaning(Reply(int(code), words)), expected)
 
     def test_alike(self):
         for one, other in [

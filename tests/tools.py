@@ -77,8 +77,8 @@ class QueueTestCase(unittest.TestCase):
         with self.transaction():
             cursor = Transaction().connection.cursor()
             for table in [
-                    'email_queue', 'email_queue_identity', 'ir_error',
-                    'ir_queue']:
+                    'email_queue', 'email_queue_identity',
+                    'email_queue_server', 'ir_error', 'ir_queue']:
                 cursor.execute(f'DELETE FROM {table}')
         self.server.received.clear()
         self.server.violations.clear()
@@ -137,6 +137,12 @@ class QueueTestCase(unittest.TestCase):
     def send_all(self):
         with self.transaction():
             Pool().get('email.queue').send_all()
+
+    def end_wait_for_login(self):
+        "Let the time be over for which no login is tried"
+        with self.transaction() as transaction:
+            transaction.connection.cursor().execute(
+                'UPDATE email_queue_server SET next_login = NULL')
 
     def run_cron(self):
         "Have the scheduler run the job that sends, and no other"

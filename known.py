@@ -1,0 +1,142 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What the runs of all processes have learned about each server.
+
+A run reads it when it begins and writes what has changed when it ends.
+"""
+import datetime as dt
+from typing import NamedTuple
+
+from sql import Column
+
+from trytond import backend
+from trytond.model import ModelSQL, Unique, fields
+from trytond.pool import Pool
+
+from .policy import login_delay
+from .replies import alike
+
+__all__ = ['Known', 'Server', 'recall', 'retain']
+
+# Two runs can find out at once that there is no record of a server
+TRIES = 2
+
+
+class Server(ModelSQL):
+    __name__ = 'email.queue.server'
+
+    name = fields.Char(
+        "Name", readonly=True,
+        help="The name in the configuration, empty for the default server.")
+    trouble = fields.Text("Trouble", readonly=True)
+    troubled_at = fields.Timestamp("Troubled at", readonly=True)
+    accepted_at = fields.Timestamp("Accepted at", readonly=True)
+    refused_logins = fields.Integer("Refused Logins", readonly=True)
+    login = fields.Char("Login", readonly=True)
+    next_login = fields.Timestamp("Next Login", readonly=True)
+    sessions = fields.Integer("Sessions", readonly=True)
+    more_sessions = fields.Timestamp("More Sessions", readonly=True)
+    rate = fields.Float("Rate", readonly=True)
+
+    @classmethod
+    def __setup__(cls):
+        super().__setup__()
+        t = cls.__table__()
+        cls._sql_constraints += [
+            ('name_unique', Unique(t, t.name),
+                'email_queue.msg_server_name_unique'),
+            ]
+        # It is no business of any client
+        cls.__rpc__.clear()
+
+
+class Known(NamedTuple):
+    """What is known about a server.
+
+    ``trouble`` are the words by which its trouble was told, since
+    ``troubled_at``. ``accepted_at`` is when it accepted an email for some of
+    its recipients only; the others have their ``sent_at``. So many logins in a
+    row were refused; ``login`` is a hash of what it was tried with, and
+    nothing else is tried with it before ``next_login``. ``sessions`` is how
+    many it granted, one more is tried at ``more_sessions``. ``rate`` is how
+    many messages a minute it took before it refused more.
+    """
+    trouble: str = None
+    troubled_at: dt.datetime = None
+    accepted_at: dt.datetime = None
+    refused_logins: int = None
+    login: str = None
+    next_login: dt.datetime = None
+    sessions: int = None
+    more_sessions: dt.datetime = None
+    rate: float = None
+
+    def told(self, words):
+        "Return the words by which trouble is told: the same as long as alike"
+        if self.trouble and alike(self.trouble) == alike(words):
+            return self.trouble
+        return words
+
+    def troubled(self, words, now):
+        return self._replace(
+            trouble=self.told(words),
+            troubled_at=self.troubled_at or now)
+
+    def relieved(self):
+        return self._replace(trouble=None, troubled_at=None)
+
+    def login_refused(self, uri, now):
+        "A login was refused: the next one waits for longer each time"
+        refused = (self.refused_logins or 0) + 1
+        return self._replace(
+            refused_logins=refused,
+            # As a password: who reads the table must not find it out
+            login=Pool().get('res.user').hash_password(uri),
+            next_login=now + login_delay(refused))
+
+    def login_accepted(self):
+        return self._replace(refused_logins=None, login=None, next_login=None)
+
+    def login_waits(self, uri, now):
+        "Return whether it is too early for the login of the same URI"
+        if not self.next_login or self.next_login <= now:
+            return False
+        valid, _ = Pool().get('res.user').check_password(uri, self.login)
+        return valid
+
+
+def recall(store):
+    "Return what is known about the server of the store"
+    t = _table()
+    row = store.execute(t.select(
+            *(Column(t, name) for name in Known._fields),
+            where=t.name == (store.server or ''))).fetchone()
+    return Known(*row) if row else Known()
+
+
+def retain(store, known, before):
+    "Write what has changed from ``before`` to ``known``"
+    changed = {
+        name: value for name, value in known._asdict().items()
+        if value != getattr(before, name)}
+    if not changed:
+        return
+    t = _table()
+    for _ in range(TRIES):
+        cursor = store.execute(t.update(
+                [Column(t, name) for name in changed], list(changed.values()),
+                where=t.name == (store.server or '')))
+        if cursor.rowcount:
+            break
+        try:
+            store.execute(t.insert(
+                    [t.name, *(Column(t, name) for name in changed)],
+                    [[store.server or '', *changed.values()]]))
+            break
+        except backend.DatabaseIntegrityError:
+            # Another run was first
+            continue
+
+
+def _table():
+    return Pool().get('email.queue.server').__table__()

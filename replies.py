@@ -1,0 +1,239 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What the reply of a server means, and whose fault it is.
+
+Knows no connection and no row. All words of servers are in :data:`WORDS`.
+"""
+import re
+from typing import NamedTuple
+
+__all__ = [
+    'LOGIN', 'MAILBOX', 'MESSAGE', 'QUOTA', 'RATE', 'RECIPIENT', 'RECIPIENTS',
+    'SERVER', 'SESSION', 'WORDS', 'Reply', 'alike', 'meaning', 'verdict']
+
+# Whose fault a bad reply is
+MESSAGE, RECIPIENT, SERVER = 'message', 'recipient', 'server'
+
+# What a bad reply is about
+MAILBOX = 'mailbox'  # one mailbox: the refusal is the recipient's own
+LOGIN = 'login'  # the server wants another login or another transport
+SESSION = 'session'  # the session has ended, a new one may be taken
+RECIPIENTS = 'recipients'  # more recipients than a transaction may have
+RATE = 'rate'  # faster than the server takes messages
+QUOTA = 'quota'  # the server is full, or takes nothing from us for a while
+
+
+class Reply(NamedTuple):
+    "What a server answered: its code and its words on one line"
+    code: int
+    text: str
+
+    @property
+    def good(self):
+        return 200 <= self.code <= 299
+
+    @property
+    def temporary(self):
+        return 400 <= self.code <= 499
+
+    @property
+    def status(self):
+        "The enhanced status code (RFC 3463), empty where there is none"
+        match = _status.match(self.text)
+        return match[1] if match else ''
+
+    def __str__(self):
+        return f'{self.code} {self.text}'.rstrip()
+
+
+class Words(NamedTuple):
+    """How servers say something.
+
+    ``pattern`` is searched in a reply with its code. ``example`` is such a
+    reply, ``source`` says who answers so and where it is documented.
+    """
+    meaning: str
+    pattern: re.Pattern
+    example: str
+    source: str
+
+
+# A line in the list, and what a sender of words without end can cost
+LENGTH = 500
+
+_status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
+_codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
+_digit = re.compile(r'\d')
+
+
+def _words(meaning, pattern, example, source):
+    return Words(meaning, re.compile(pattern, re.I), example, source)
+
+
+# The first that matches is what the reply means.
+WORDS = [
+    # These codes say it, whatever status and words are
+    _words(
+        LOGIN, r'^53[0458]\b',
+        '530 5.7.0 Authentication required', 'RFC 4954 6, RFC 3207 4'),
+    _words(
+        RATE, r'^(?:432|454)\b',
+        '432 4.3.2 Concurrent connections limit exceeded',
+        'Exchange Online, SMTP AUTH limits; Amazon SES: 454 Throttling '
+        'failure: Maximum sending rate exceeded'),
+
+    # The status says it
+    _words(
+        MAILBOX, r'^\d{3} (?:5\.1\.(?:1|2|3|6|10)|[45]\.2\.[12])\b',
+        '550 5.1.1 User unknown', 'RFC 3463 3.2 and 3.3, RFC 7505 4.2'),
+
+    # Too fast, whatever else it says
+    _words(
+        RATE, r'^4.*\bper (?:second|minute)\b',
+        '452 4.4.5 Messages per second limit exceeded', 'Emailit'),
+
+    # The session
+    _words(
+        SESSION, r'^\d{3} (?:4\.4\.[25]|5\.4\.2)\b',
+        '451 4.4.2 Timeout waiting for data from client',
+        'RFC 3463 3.5; Amazon SES after ten idle seconds'),
+    _words(
+        SESSION,
+        r'\b(?:per|in|for|on) (?:this |the |one |each |a |single |same )*'
+        r'(?:smtp )?(?:session|connection)\b',
+        '452 4.4.5 Maximum number of messages per session exceeded',
+        'Stalwart; Exim smtp_accept_max_per_connection: '
+        '"too many messages in one connection"'),
+
+    # The login
+    _words(
+        LOGIN, r'^\d{3} 5\.7\.(?:30|57|139)\b',
+        '550 5.7.30 Basic authentication is not supported for Client '
+        'Submission', 'Exchange Online, non-delivery reports'),
+
+    # Too fast
+    _words(
+        RATE, r'^\d{3} 4\.7\.(?:28|50[0-2]|65[0-2])\b',
+        '451 4.7.500 Server busy. Please try again later',
+        'Exchange Online, non-delivery reports (4.7.500 to 502, 4.7.650 to '
+        '652); Gmail, SMTP errors (4.7.28)'),
+    _words(
+        RATE,
+        r'^4.*\b(?:throttl|too (?:fast|quickly)|slow down|too much mail\b'
+        r'|(?:send\w*|message|delivery|request) rate\b'
+        r'|rate.?limit|too many (?:messages|e?-?mails|connections|sessions'
+        r'|concurrent))',
+        '450 4.7.1 Error: too much mail from 192.0.2.1',
+        'Postfix, smtpd_client_message_rate_limit; Exim, ratelimit; Mailgun'),
+
+    # Not a mailbox that is full: what a sender may send in a day
+    _words(
+        QUOTA, r'^\d{3} (?:4\.3\.[12]|5\.4\.5)\b',
+        '452 4.3.1 Insufficient system resources',
+        'RFC 3463 3.4 and 3.5; Gmail: 5.4.5 Daily user sending limit '
+        'exceeded'),
+    _words(
+        QUOTA,
+        r'^\d{3} 5\.(?:1\.90|7\.(?:23[23]|28|50[1-3]|511|6[0-4]\d|70[58]'
+        r'|750))\b',
+        "550 5.1.90 Your message can't be sent because you've reached your "
+        'daily limit for message recipients',
+        'Exchange Online, non-delivery reports; Gmail, SMTP errors (5.7.28)'),
+    _words(
+        QUOTA,
+        r'SubmissionQuotaExceeded|OutboundSpam|bad outbound sender'
+        r'|sending (?:is |has been |was )?(?:paused|suspended|disabled)'
+        r'|(?:paused|suspended|disabled)\W+(?:\w+\W+){0,3}sending',
+        '554 5.2.0 STOREDRV.Submission.Exception:'
+        'SubmissionQuotaExceededException',
+        'Exchange Online, sending limits; Amazon SES: Sending paused for '
+        'this account'),
+    _words(
+        QUOTA,
+        r'^(?=.*(?:exceed|limit|quota))'
+        r'(?=.*\b(?:hour(?:s|ly)?|days?|daily|seconds?|minutes?|try again'
+        r'|sending|sent|outgoing)\b)'
+        r'(?!.*\b(?:mailbox|inbox|message size|storage)\b)',
+        '550 Domain example.com has exceeded the max emails per hour '
+        '(25/25 (100%)) allowed',
+        'cPanel; OVH; IONOS; Zoho: "exceeded" or "quota" with a period'),
+
+    # The transaction
+    _words(
+        RECIPIENTS,
+        r'^\d{3} [45]\.5\.3\b'
+        r'|too many (?:recipients|rcpt)|recipients? limit\b'
+        r'|max(?:imum)?\b.{0,30}\brecipients\b',
+        '452 4.5.3 Too many recipients', 'RFC 5321 4.5.3.1.10, RFC 3463 3.6'),
+
+    # A mailbox of a server without enhanced status codes, or with the status
+    # "other"
+    _words(
+        MAILBOX, r'\(#[45]\.(?:1\.[1236]|2\.[12])\)',
+        "550 sorry, no mailbox here by that name. (#5.1.1)", 'qmail'),
+    _words(
+        MAILBOX,
+        r'^\d{3} (?!\d\.\d{1,3}\.[1-9])(?:.*\b)?'
+        r'(?:unknown (?:user|recipient|mailbox|local|account)'
+        r'|no such (?:user|recipient|mailbox|address|account|person)'
+        r'|no mailbox|no valid recipient|mailbox unavailable'
+        r'|mailbox (?:is )?(?:disabled|inactive|full|unknown|not found)'
+        r'|invalid (?:recipient|mailbox|user)'
+        r'|un?rout[e]?able (?:address|mail domain)'
+        r'|(?:user|recipient|mailbox|account|address)\b.{0,80}\b(?:unknown'
+        r"|not found|not exist|(?:does|is) ?n[o']t exist|doesn't exist"
+        r'|over (?:its )?quota|disabled|inactive)'
+        r'|over quota|mailbox quota|exceeded storage allocation'
+        r"|(?:does not|doesn't) have an? .{0,80}\baccount)",
+        '550 Unrouteable address',
+        'Exim: Unknown user, Unrouteable address; Outlook.com: 550 5.5.0 '
+        'mailbox unavailable; RFC 5321 4.2.3'),
+    ]
+
+_SERVERS_OWN = {LOGIN, SESSION, RATE, QUOTA}
+
+
+def meaning(reply):
+    "Return what the bad reply is about by its words, None where unknown"
+    text = str(reply)[:LENGTH]
+    for words in WORDS:
+        if words.pattern.search(text):
+            return words.meaning
+
+
+def verdict(step, reply):
+    """Return whose fault a bad reply is: MESSAGE, RECIPIENT or SERVER.
+
+    :param step: ``mail``, ``rcpt``, ``data`` or ``dot``.
+    :param reply: the :class:`Reply` with a code of 4xx or 5xx.
+    """
+    if (reply.code == 421
+            or (step == 'mail' and reply.temporary)
+            or meaning(reply) in _SERVERS_OWN):
+        return SERVER
+    return RECIPIENT if step == 'rcpt' else MESSAGE
+
+
+def names_mailbox(step, reply):
+    """Return whether a refusal is about one mailbox.
+
+    At MAIL a mailbox is the sender's, by which all messages are refused.
+    """
+    return step != 'mail' and meaning(reply) == MAILBOX
+
+
+def too_many_recipients(reply):
+    "Return whether the server takes the recipients before this one only"
+    return meaning(reply) == RECIPIENTS or (
+        # RFC 5321 4.5.3.1.10
+        reply.code == 452 and not reply.status
+        and meaning(reply) is None)
+
+
+def alike(words):
+    "Return the words without what tells one occasion from another"
+    head = _codes.match(words)[0]
+    rest = [
+        word for word in words[len(head):].split()
+        if '@' not in word[1:-1] and not _digit.search(word)]
+    return ' '.join([*head.split(), *rest])
