@@ -184,7 +184,7 @@ def after(row, outcome, now, settings, chance=random.random):
         return row._replace(
             scheduled_at=next_,
             error=account(row.to_addrs, None, outcome.deferred))
-    return _troubled(row, outcome.trouble, now)
+    return _troubled(row, outcome.trouble, now, settings)
 
 
 def _expired(row):
@@ -222,12 +222,10 @@ def _uncertain(row, words, now, settings):
     return _failed(row, reason=words)
 
 
-def _troubled(row, trouble, now):
+def _troubled(row, trouble, now, settings):
     row = row._replace(error=trouble.words)
     if trouble.kind == QUOTA:
-        since = row.suspect_since or now
-        return row._replace(
-            suspect_since=since, scheduled_at=now + _suspect_delay(since, now))
+        return _waits(row, trouble.words, now, settings)
     if not trouble.lasting:
         row = row._replace(scheduled_at=now + TROUBLE_DELAY)
     return row
@@ -251,13 +249,26 @@ def suspected(row, outcome, now, settings, alone, chance=random.random):
             row = row._replace(suspect=outcome.refusal, suspect_since=since)
         return row
     words = {**outcome.deferred, **outcome.refused}
-    row = row._replace(first_attempt=row.first_attempt or now)
+    row = row._replace(
+        state='outbox', suspect=outcome.refusal,
+        error=account(row.to_addrs, None, words))
+    return _waits(row, words, now, settings)
+
+
+def _waits(row, words, now, settings):
+    """Return the row due again as long as the server refuses everything.
+
+    :param words: what the server said, by address or to all.
+    """
+    since = row.suspect_since or now
+    row = row._replace(
+        suspect_since=since, first_attempt=row.first_attempt or now)
     next_ = now + _suspect_delay(since, now)
-    if not _allowed_time(row, next_, settings):
-        return _failed(row, words, "gave up")
-    return row._replace(
-        state='outbox', suspect=outcome.refusal, suspect_since=since,
-        scheduled_at=next_, error=account(row.to_addrs, None, words))
+    if _allowed_time(row, next_, settings):
+        return row._replace(scheduled_at=next_)
+    if isinstance(words, str):
+        words = dict.fromkeys(row.remaining, words)
+    return _failed(row, words, "gave up")
 
 
 def _suspect_delay(since, now):
@@ -383,15 +394,16 @@ class Sessions:
             with self._changed:
                 self._trying.add(client)
 
-    def lives(self, client):
-        "The server has dealt with a message of the client"
+    def tried(self, client, has_session):
+        "No session was refused to the client, which may not have asked"
         if client in self._alive:
             return
         with self._changed:
             self._trying.discard(client)
-            self._alive.add(client)
-            if self._first:
-                self._first, self.granted = False, self._most
+            if has_session:
+                self._alive.add(client)
+                if self._first:
+                    self._first, self.granted = False, self._most
             self._changed.notify_all()
 
     def refuses(self, client):

@@ -226,16 +226,26 @@ class Sender:
 
     def _is_own(self, row):
         "Return whether something was accepted since the row is a suspect"
-        return row.suspect_since and (
-            self.accepted or _accepted_since(
-                self.store, self.known, row.suspect_since))
+        return bool(row.suspect_since) and (
+            self.accepted or self._ask(_accepted_since, row.suspect_since))
 
     def _is_the_servers(self, row, refusal):
         "Return whether so many were refused so that the server is at fault"
         if self.accepted:
             return self._suspects.alike(refusal) >= ALIKE_AFTER_ACCEPTED
         return (self._suspects.alike(refusal) >= ALIKE
-            or _suspected_alike(self.store, self.known, row, refusal))
+            or self._ask(_suspected_alike, row, refusal))
+
+    def _ask(self, question, *args):
+        """Return the database's answer, False where it gives none.
+
+        An email that was accepted must be recorded whatever happens here.
+        """
+        try:
+            return question(self.store, self.known, *args)
+        except self.store.Error:
+            logger.debug("can not ask of suspects", exc_info=True)
+            return False
 
     def _trouble(self, words, lasting):
         self.trouble = words
@@ -272,8 +282,8 @@ class Sender:
         for pairs in self._suspects.release():
             alone = len(pairs) == 1
             for row, outcome in pairs:
-                alone = alone and (self.accepted or not _suspected_alike(
-                        self.store, self.known, row, outcome.refusal))
+                alone = alone and (self.accepted or not self._ask(
+                        _suspected_alike, row, outcome.refusal))
                 self._record(
                     suspected(
                         row, outcome, self._now, self._settings, alone),
@@ -363,7 +373,7 @@ class Sender:
             outcome = _deliver(client, row, self._settings.redirect)
             trouble = outcome.trouble
             if not (trouble and trouble.kind in {SESSION, LOGIN}):
-                self._sessions.lives(client)
+                self._sessions.tried(client, client.is_open)
             elif self._sessions.refuses(client):
                 client.drop()
                 if not outcome.decided:
@@ -420,18 +430,14 @@ class _Work:
 
     def __init__(self):
         self._rows = queue.PriorityQueue()
-        self._number = itertools.count()
-        self._numbers = {}
+        self._number = itertools.count(1)
 
     def put(self, row):
         "Put a row, or None for the end of a session"
-        number = next(self._number)
-        if row:
-            self._numbers[row.id] = number
-        self._rows.put((row is None, number, row))
+        self._rows.put((row is None, next(self._number), row))
 
     def put_back(self, row):
-        self._rows.put((False, self._numbers[row.id], row))
+        self._rows.put((False, -next(self._number), row))
 
     def get(self):
         "Wait for a row and return it, or None"

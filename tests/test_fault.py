@@ -667,7 +667,8 @@ class ErrorTestCase(FaultTestCase):
                 'delivered to 1 of 3 recipients', 'expired', *self.told])
 
     def test_uncertain(self):
-        id_ = self.queue([*self.to_addrs[:2], 'rcpt-451x1-4.2.1-soon@example.com'])
+        id_ = self.queue(
+            [*self.to_addrs[:2], 'rcpt-451x1-4.2.1-soon@example.com'])
         self.send_all()
         self.server.script['dot'] = 'close'
         with configured(uncertain='hold'):

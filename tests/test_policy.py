@@ -225,11 +225,18 @@ AFTER = {
     # The server's trouble
     "refused for a quota": (
         {}, Outcome(trouble=FULL), {},
-        {'suspect_since': NOW, 'scheduled_at': at(minutes=5),
-            'error': FULL.words}),
+        {'suspect_since': NOW, 'first_attempt': NOW,
+            'scheduled_at': at(minutes=5), 'error': FULL.words}),
     "refused for a quota again": (
-        {'suspect_since': at(minutes=-16)}, Outcome(trouble=FULL), {},
+        {'suspect_since': at(minutes=-16), 'first_attempt': at(minutes=-16)},
+        Outcome(trouble=FULL), {},
         {'scheduled_at': at(minutes=20), 'error': FULL.words}),
+    "refused for a quota for too long": (
+        {'to': [A], 'suspect_since': at(days=-5),
+            'first_attempt': at(days=-5)},
+        Outcome(trouble=FULL), {},
+        {'state': 'failed', 'suspect_since': None,
+            'error': f"gave up: {FULL.words}"}),
     "trouble": (
         {}, Outcome(trouble=BUSY), {},
         {'scheduled_at': at(minutes=1), 'error': BUSY.words}),
@@ -609,7 +616,7 @@ class SessionsTestCase(unittest.TestCase):
         for client in 'ab':
             sessions.enter(client)
             sessions.tries(client)
-        sessions.lives('a')
+        sessions.tried('a', True)
         self.assertTrue(sessions.refuses('b'))
         self.assertEqual(sessions.granted, 1)
         self.assertTrue(sessions.are_fewer)
@@ -624,8 +631,17 @@ class SessionsTestCase(unittest.TestCase):
         with ThreadPoolExecutor(1) as pool:
             refused = pool.submit(sessions.refuses, 'b')
             self.assertFalse(refused.done())
-            sessions.lives('a')
+            sessions.tried('a', True)
             self.assertTrue(refused.result())
+
+    def test_tried_without_session(self):
+        "Test that one who needed no session lets nobody wait for him"
+        sessions = Sessions(2)
+        for client in 'ab':
+            sessions.enter(client)
+            sessions.tries(client)
+        sessions.tried('a', False)
+        self.assertFalse(sessions.refuses('b'))
 
     def test_all_are_refused(self):
         sessions = Sessions(2)
@@ -652,7 +668,7 @@ class SessionsTestCase(unittest.TestCase):
             entered = pool.submit(sessions.enter, 'b')
             sessions.tries('a')
             self.assertFalse(entered.done())
-            sessions.lives('a')
+            sessions.tried('a', True)
             self.assertTrue(entered.result())
         self.assertFalse(sessions.are_fewer)
 
