@@ -20,7 +20,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView
 
-from . import files, identity, notification, policy, preview, sender, smtp
+from . import (
+    files, identity, notification, oauth, policy, preview, sender, smtp)
 from .access import QueueWizard, check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -721,6 +722,20 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def verdict(cls, step, reply):
         "Return whose fault the bad reply of a server is: see smtp.verdict"
         return smtp.verdict(step, reply)
+
+    @classmethod
+    def access_token(cls, server=None, refused=None):
+        """Return the token for the login at a server by OAuth 2.
+
+        Called in the threads of the sessions, which have no transaction: it
+        must not use the database.
+
+        :param server: its name, None for the default one.
+        :param refused: a token that the server has refused: return another.
+        :return: None where the server is not configured for OAuth 2.
+        :raises LoginError: there is none.
+        """
+        return oauth.access_token(server, refused)
 
     @classmethod
     def finished(cls, emails):

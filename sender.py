@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import trytond.config as config
 from trytond.i18n import gettext
@@ -277,7 +278,7 @@ class Sender:
 
     def _serve(self):
         client = _client(
-            self.store.Model, self._settings, server_uri(self.store.server))
+            self.store.Model, self._settings, self.store.server)
         while (row := self._work.get()) is not None:
             outcome = None
             if self._may_send(row):
@@ -301,15 +302,16 @@ class Sender:
         return True
 
 
-def _client(Model, settings, uri, server=None):
+def _client(Model, settings, name, server=None):
     return smtp.Client(
-        uri=uri,
+        uri=server_uri(name),
         server=server,
         timeout=settings.timeout,
         data_timeout=settings.data_timeout,
         messages=settings.messages_per_connection,
         recipients=settings.recipients,
-        verdict=Model.verdict)
+        verdict=Model.verdict,
+        tokens=partial(Model.access_token, name))
 
 
 def _mail(row):
@@ -699,11 +701,10 @@ def _send(store, email, settings, server, caller):
 
 
 def _send_row(Model, row, settings, server):
-    uri = server_uri(row.server)
-    if not (uri or server):
+    if not (server_uri(row.server) or server):
         return smtp.Outcome(trouble=smtp.Trouble(
                 NOT_CONFIGURED.format(row.server), lasting=True))
-    client = _client(Model, settings, uri, server=server)
+    client = _client(Model, settings, row.server, server=server)
     outcome = _deliver(client, row, settings.redirect)
     client.close()
     return outcome
