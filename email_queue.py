@@ -21,7 +21,8 @@ from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView
 
 from . import (
-    files, identity, notification, oauth, policy, preview, sender, smtp)
+    behalf, files, identity, notification, oauth, policy, preview, sender,
+    smtp)
 from .access import QueueWizard, check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -662,6 +663,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 raise ArgumentError(
                     'expires_at', str(expires_at), 'msg_expires_too_early')
         data = prepare(msg, HOSTNAME, due=_later(scheduled_at, now))
+        server, from_addr, data = behalf.on_behalf(server, from_addr, data)
         subject, message_id = describe(data)
         return {
             'from_addr': from_addr,
@@ -770,6 +772,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def retry(cls, emails):
         cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
+        changes = cls._on_behalf(emails)
         cls._move(emails, {'failed', 'cancelled'}, {
                 'state': 'outbox',
                 'attempts': 0,
@@ -781,7 +784,39 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 'refused': None,
                 'error': None,
                 })
+        if changes:
+            with without_check_access():
+                cls.write(*changes)
         cls._push(emails)
+
+    @classmethod
+    def _on_behalf(cls, emails):
+        """Return the arguments of ``write`` for who sends for whom.
+
+        What failed because of the configuration, as at the server or before
+        it was captured, is sent as the configuration is now.
+        """
+        changes = []
+        if not behalf.is_set():
+            return changes
+        for email in emails:
+            if email.accepted:
+                # The others have got it as it is
+                continue
+            data = cls._message(email.id)
+            if data is None:
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_message_removed',
+                        email=email.rec_name))
+            before = email.server, email.from_addr, data
+            with _argument_errors():
+                after = behalf.on_behalf(*before)
+            if after != before:
+                server, from_addr, data = after
+                changes += [[email], {
+                        'server': server, 'from_addr': from_addr,
+                        'msg': data, 'size': len(data)}]
+        return changes
 
     @classmethod
     def _check_message(cls, emails):

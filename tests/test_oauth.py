@@ -5,6 +5,7 @@ import base64
 import contextlib
 import http.client
 import io
+import json
 import logging
 import os
 import shutil
@@ -465,8 +466,8 @@ class FileTestCase(OAuthTestCase):
         self.assertFalse(self.endpoint.forms)
 
 
-class ServiceAccountTestCase(OAuthTestCase):
-    "The key of a service account"
+class KeyTestCase(OAuthTestCase):
+    "With the key of a service account"
 
     @classmethod
     def setUpClass(cls):
@@ -488,7 +489,6 @@ class ServiceAccountTestCase(OAuthTestCase):
                 oauth_key=self.json()))
 
     def json(self, **changes):
-        import json
         path = self.directory / 'key.json'
         path.write_text(json.dumps({
                     'type': 'service_account',
@@ -498,6 +498,10 @@ class ServiceAccountTestCase(OAuthTestCase):
                     'token_uri': self.endpoint.uri,
                     **changes}))
         return f'file:{path}'
+
+
+class ServiceAccountTestCase(KeyTestCase):
+    "What is signed by the key of a service account"
 
     def test_google(self):
         self.queue()
@@ -555,10 +559,8 @@ class ServiceAccountTestCase(OAuthTestCase):
         self.healed()
 
 
-class SecretsTestCase(ServiceAccountTestCase):
+class SecretsTestCase(KeyTestCase):
     "Nothing secret in anything that is shown, printed or logged"
-
-    test_google = test_pem = test_not_valid = test_without_authlib = None
 
     def setUp(self):
         super().setUp()
@@ -832,7 +834,7 @@ class SaslTestCase(unittest.TestCase):
             self.assertEqual(smtp.alike(words), expected)
 
 
-del QueueTestCase, ProcessTestCase
+del QueueTestCase, ProcessTestCase, OAuthTestCase, KeyTestCase
 
 
 if __name__ == '__main__':
