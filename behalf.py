@@ -17,7 +17,7 @@ from .mime import header_fields, value_of, with_values
 from .policy import servers
 from .words import decoded_words, unfolded
 
-__all__ = ['is_set', 'mailbox', 'on_behalf']
+__all__ = ['is_set', 'mailbox', 'on_behalf', 'sent_from', 'server_for']
 
 FOR, FROM = 'for_', 'from_'
 # The header is the signer's to write (RFC 1847, RFC 6376, RFC 8551)
@@ -52,18 +52,22 @@ def on_behalf(server, from_addr, data):
     :param data: the bytes of the message, as :func:`prepare` has them.
     :raises ArgumentError: the configuration is not valid.
     """
-    if not is_set():
-        return server, from_addr, data
-    header = _Header(data)
-    if server is None:
-        server = _server_for(from_addr, header)
-    box = mailbox(server)
+    if is_set():
+        if server is None:
+            server = server_for(from_addr, data)
+        from_addr, data = sent_from(server, from_addr, data)
+    return server, from_addr, data
+
+
+def sent_from(server, from_addr, data):
+    "Return envelope's sender and bytes as the server of that name sends them"
+    box, header = mailbox(server), _Header(data)
     if box and not header.is_signed and not _equal(
             header.addresses('from'), [box.address]):
         data = with_values(data, header.sent_from(box, from_addr))
         if from_addr != NULL_SENDER:
             from_addr = box.address
-    return server, from_addr, data
+    return from_addr, data
 
 
 def mailbox(server):
@@ -73,8 +77,9 @@ def mailbox(server):
     return _mailbox(option, text) if text else None
 
 
-def _server_for(from_addr, header):
-    "Return the name of the server for a sender, None for the default one"
+def server_for(from_addr, data):
+    "Return the name of the server that a sender chooses, None for the default"
+    header = _Header(data)
     senders = header.addresses('on-behalf-of')
     senders += (
         header.addresses('from') if from_addr == NULL_SENDER else [from_addr])

@@ -4,7 +4,6 @@
 import datetime as dt
 import logging
 from contextlib import contextmanager, nullcontext
-from email.message import EmailMessage
 
 from sql import Column, Null
 from sql.conditionals import Coalesce
@@ -18,12 +17,11 @@ from trytond.pyson import Bool, Eval, If
 from trytond.tools import grouped_slice, slugify
 from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
-from trytond.wizard import Button, StateAction, StateView
 
 from . import (
     behalf, files, identity, notification, oauth, policy, preview, sender,
     smtp)
-from .access import QueueWizard, check_writable
+from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
     envelope_to, options)
@@ -971,50 +969,6 @@ class _Push:
         pass
 
     tpc_vote = tpc_begin
-
-
-class QueueTest(QueueWizard):
-    __name__ = 'email.queue.test'
-
-    start = StateView(
-        'email.queue.test.start', 'email_queue.queue_test_start_view_form', [
-            Button("Cancel", 'end', 'tryton-cancel'),
-            Button("Queue", 'queue_email', 'tryton-ok', default=True),
-            ])
-    queue_email = StateAction('email_queue.act_email_queue_form')
-
-    def default_start(self, fields):
-        User = Pool().get('res.user')
-        user = User(Transaction().user)
-        from_addr = config.get('email', 'from')
-        if not from_addr:
-            raise EmailQueueError(gettext('email_queue.msg_test_sender'))
-        if not user.email:
-            raise EmailQueueError(gettext(
-                    'email_queue.msg_test_recipient', user=user.rec_name))
-        return {
-            'from_addr': from_addr,
-            'to_addr': user.email,
-            }
-
-    def do_queue_email(self, action):
-        EmailQueue = Pool().get('email.queue')
-        values = self.default_start([])
-        msg = EmailMessage()
-        msg['From'] = values['from_addr']
-        msg['To'] = values['to_addr']
-        msg['Subject'] = gettext('email_queue.msg_test_subject')
-        msg.set_content(gettext('email_queue.msg_test_body'))
-        email, = EmailQueue.queue_message(msg)
-        action['views'].reverse()
-        return action, {'res_id': [email.id]}
-
-
-class QueueTestStart(ModelView):
-    __name__ = 'email.queue.test.start'
-
-    from_addr = fields.Char("From", readonly=True)
-    to_addr = fields.Char("To", readonly=True)
 
 
 def _triggers(Model, resource):

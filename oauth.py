@@ -31,7 +31,7 @@ from .sasl import user_of
 from .smtp import open_in_time, server_name
 from .words import printable
 
-__all__ = ['access_token', 'is_set']
+__all__ = ['access_token', 'forget', 'is_set']
 logger = logging.getLogger(__name__)
 
 OPTIONS = ['token_uri', 'client_id', 'client_secret', 'scope', 'key']
@@ -84,6 +84,12 @@ def access_token(server=None, refused=None):
         if tokens is None or tokens.request != request:
             tokens = _tokens[server] = _Tokens(request)
     return tokens.get(refused)
+
+
+def forget(server):
+    "Let the next token be asked for, however long the last one lives"
+    with _tokens_lock:
+        _tokens.pop(server, None)
 
 
 def _forget():

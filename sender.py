@@ -30,7 +30,7 @@ from .store import (
     BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots, waiting_servers)
 from .words import printable
 
-__all__ = ['in_trouble', 'run', 'send']
+__all__ = ['client_of', 'in_trouble', 'run', 'send']
 logger = logging.getLogger(__name__)
 
 HELD_SIZE = 16 * 1024 * 1024
@@ -277,7 +277,7 @@ class Sender:
     # The threads
 
     def _serve(self):
-        client = _client(
+        client = client_of(
             self.store.Model, self._settings, self.store.server)
         while (row := self._work.get()) is not None:
             outcome = None
@@ -302,7 +302,7 @@ class Sender:
         return True
 
 
-def _client(Model, settings, name, server=None):
+def client_of(Model, settings, name, server=None):
     return smtp.Client(
         uri=server_uri(name),
         server=server,
@@ -704,7 +704,7 @@ def _send_row(Model, row, settings, server):
     if not (server_uri(row.server) or server):
         return smtp.Outcome(trouble=smtp.Trouble(
                 NOT_CONFIGURED.format(row.server), lasting=True))
-    client = _client(Model, settings, row.server, server=server)
+    client = client_of(Model, settings, row.server, server=server)
     outcome = _deliver(client, row, settings.redirect)
     client.close()
     return outcome

@@ -28,7 +28,8 @@ from .words import with_domains
 
 __all__ = [
     'MESSAGE', 'RECIPIENT', 'SERVER', 'Client', 'Greeting', 'Mail', 'Outcome',
-    'Reply', 'Trouble', 'alike', 'open_in_time', 'server_name', 'verdict']
+    'Reply', 'Trouble', 'alike', 'open_in_time', 'server_name', 'trouble_of',
+    'verdict']
 logger = logging.getLogger(__name__)
 
 MESSAGE, RECIPIENT, SERVER = 'message', 'recipient', 'server'
@@ -213,6 +214,11 @@ def alike(words):
     return ' '.join([*head.split(), *rest])
 
 
+def trouble_of(error):
+    "Return the Trouble that an exception is when a session is opened"
+    return Trouble(_words(error), lasting=True)
+
+
 def server_name(uri=None):
     """Return host and port of the server, without credentials.
 
@@ -262,7 +268,7 @@ class Client:
             try:
                 session = self._ready_session(self.pipelining and not lost)
             except Exception as error:
-                outcome.trouble = Trouble(_words(error), lasting=True)
+                outcome.trouble = trouble_of(error)
                 return outcome
             try:
                 session.send(mail, remaining[:self.recipients], outcome)
@@ -320,7 +326,7 @@ class Client:
         try:
             server = self._logged_in()
         except Exception as error:
-            return Trouble(_words(error), lasting=True)
+            return trouble_of(error)
         sock = server.sock
         tls = hasattr(sock, 'version')
         greeting = Greeting(
