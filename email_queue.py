@@ -510,7 +510,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         :param resource: the saved record that the email is about, or its
             ``MODEL,ID``.
         :param server: the name of one of the configured servers. None is the
-            default one.
+            one that the sender chooses, else the default one.
         :param sensitive: whether the message holds a secret: nobody sees it
             in the queue, and it is removed from there when it was sent.
         :return: a list with the one new record.
