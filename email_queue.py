@@ -770,7 +770,9 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def retry(cls, emails):
         cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
-        changes = cls._on_behalf(emails)
+        # What cannot be changed ends it before anything is
+        for _ in cls._on_behalf(emails):
+            pass
         cls._move(emails, {'failed', 'cancelled'}, {
                 'state': 'outbox',
                 'attempts': 0,
@@ -782,21 +784,21 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 'refused': None,
                 'error': None,
                 })
-        if changes:
-            with without_check_access():
-                cls.write(*changes)
+        with without_check_access():
+            for email, values in cls._on_behalf(emails):
+                cls.write([email], values)
         cls._push(emails)
 
     @classmethod
     def _on_behalf(cls, emails):
-        """Return the arguments of ``write`` for who sends for whom.
+        """Yield what changes of each email by who sends for whom.
 
-        What failed because of the configuration, as at the server or before
-        it was captured, is sent as the configuration is now.
+        What failed because of the configuration, at the server or when it was
+        captured, is sent as the configuration is now. One after another, as
+        each has its message.
         """
-        changes = []
         if not behalf.is_set():
-            return changes
+            return
         for email in emails:
             if email.accepted:
                 # The others have got it as it is
@@ -811,10 +813,9 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 after = behalf.on_behalf(*before)
             if after != before:
                 server, from_addr, data = after
-                changes += [[email], {
-                        'server': server, 'from_addr': from_addr,
-                        'msg': data, 'size': len(data)}]
-        return changes
+                yield email, {
+                    'server': server, 'from_addr': from_addr,
+                    'msg': data, 'size': len(data)}
 
     @classmethod
     def _check_message(cls, emails):

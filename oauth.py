@@ -31,7 +31,7 @@ from .sasl import user_of
 from .smtp import open_in_time, server_name
 from .words import printable
 
-__all__ = ['access_token', 'forget', 'is_set']
+__all__ = ['access_token', 'forget']
 logger = logging.getLogger(__name__)
 
 OPTIONS = ['token_uri', 'client_id', 'client_secret', 'scope', 'key']
@@ -68,11 +68,6 @@ def _options(server):
     return {name: text for name, text in options.items() if text}
 
 
-def is_set(server):
-    "Return whether the login at a server is by OAuth 2"
-    return bool(_options(server))
-
-
 def access_token(server=None, refused=None):
     "Return a token: see EmailQueue.access_token"
     options = _options(server)
@@ -92,14 +87,15 @@ def forget(server):
         _tokens.pop(server, None)
 
 
-def _forget():
+def _begin():
     "Begin anew in a forked process: a thread that holds a lock is not in it"
     global _tokens_lock
     _tokens_lock = threading.Lock()
     _tokens.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_begin)
 
 
 class _Tokens:
@@ -135,8 +131,12 @@ class _Tokens:
         except BaseException as error:
             with self._lock:
                 self._asked = None
-            asked.set_exception(error)
-            return asked
+            if isinstance(error, LoginError):
+                asked.set_exception(error)
+                return asked
+            # An interrupt is of this thread only
+            asked.set_exception(LoginError("no token: interrupted"))
+            raise
         early = min(RENEW_SECONDS, seconds / 2)
         with self._lock:
             self._token = token
@@ -230,7 +230,7 @@ class _Request:
             uri, data=urlencode(fields).encode('ascii'), method='POST',
             headers={'Accept': 'application/json'})
         try:
-            with _opener(opening, uri).open(
+            with _opener(opening, self._host).open(
                     request, timeout=ENDPOINT_SECONDS) as response:
                 return _Answer(response.status, _bounded(response))
         except urllib.error.HTTPError as error:
@@ -351,7 +351,7 @@ def _read(option, path):
     "Return the text of a file that holds the value of an option"
     try:
         # What is no file could make the opening wait without end
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))
         with open(handle, 'rb') as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise OSError(0, "it is no file")
@@ -447,13 +447,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _opener(opening, uri):
-    proxies = {}
-    if uri.startswith('https:'):
-        proxies = {
-            scheme: proxy
-            for scheme, proxy in urllib.request.getproxies().items()
-            if scheme in {'https', 'no'}}
+def _opener(opening, host):
+    # Nobody else is between this machine and itself
+    proxies = {} if _is_here(host) else {
+        scheme: proxy
+        for scheme, proxy in urllib.request.getproxies().items()
+        if scheme == 'https'}
     opener = urllib.request.OpenerDirector()
     for handler in [
             urllib.request.ProxyHandler(proxies), _Handler(opening),

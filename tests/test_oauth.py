@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import smtplib
+import socket
 import sys
 import tempfile
 import threading
@@ -368,6 +369,31 @@ class EndpointTestCase(OAuthTestCase):
         self.endpoint.start()
         self.addCleanup(self.endpoint.stop)
         self.healed()
+
+    def test_proxy(self):
+        "Test a proxy gets what is for others, and nothing for this machine"
+        lines = []
+
+        def serve():
+            sock, _ = listener.accept()
+            with sock, sock.makefile('rb') as file:
+                lines.append(file.readline())
+                sock.sendall(b'HTTP/1.1 403 No\r\n\r\n')
+
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            proxy = f'http://127.0.0.1:{listener.getsockname()[1]}'
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            with patch.dict(
+                    os.environ, https_proxy=proxy, http_proxy=proxy,
+                    no_proxy='', NO_PROXY=''):
+                self.assertTrue(oauth.access_token())
+                with configured(
+                        oauth_token_uri='https://login.example.com/token'), \
+                        self.assertRaisesRegex(LoginError, '403'):
+                    oauth.access_token()
+            thread.join(10)
+        self.assertTrue(lines[0].startswith(b'CONNECT login.example.com:443'))
 
     def test_not_trusted(self):
         with patch.dict(os.environ, SSL_CERT_FILE=os.devnull):
@@ -758,8 +784,20 @@ class SharingTestCase(OAuthTestCase):
                     os._exit(2)
         self.assertEqual(os.waitpid(pid, 0)[1], 0)
 
+    def test_interrupted_while_others_wait(self):
+        "Test the others are told, and not interrupted"
+        asked = oauth.Future()
+        request = SimpleNamespace(send=self.interrupted)
+        with self.assertRaises(KeyboardInterrupt):
+            oauth._Tokens(request)._ask(asked)
+        with self.assertRaisesRegex(LoginError, "interrupted"):
+            asked.result(0)
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
     def test_interrupted(self):
-        "Test whoever waits is not left alone"
+        "Test whoever comes after is not left alone"
         with patch.object(
                 oauth._Request, 'send', side_effect=KeyboardInterrupt), \
                 self.assertRaises(KeyboardInterrupt):
