@@ -4,7 +4,6 @@
 import datetime as dt
 import logging
 from contextlib import contextmanager, nullcontext
-from email.message import EmailMessage
 
 from sql import Column, Null
 from sql.conditionals import Coalesce
@@ -18,10 +17,11 @@ from trytond.pyson import Bool, Eval, If
 from trytond.tools import grouped_slice, slugify
 from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
-from trytond.wizard import Button, StateAction, StateView
 
-from . import files, identity, notification, policy, preview, replies, sender
-from .access import QueueWizard, check_writable
+from . import (
+    behalf, files, identity, notification, oauth, policy, preview, replies,
+    sender)
+from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
     envelope_to, options)
@@ -525,7 +525,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         :param resource: the saved record that the email is about, or its
             ``MODEL,ID``.
         :param server: the name of one of the configured servers. None is the
-            default one.
+            one that the sender chooses, else the default one.
         :param sensitive: whether the message holds a secret: nobody sees it
             in the queue, and it is removed from there when it was sent.
         :return: a list with the one new record.
@@ -676,6 +676,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 raise ArgumentError(
                     'expires_at', str(expires_at), 'msg_expires_too_early')
         data = prepare(msg, HOSTNAME, due=_later(scheduled_at, now))
+        server, from_addr, data = behalf.on_behalf(server, from_addr, data)
         subject, message_id = describe(data)
         return {
             'from_addr': from_addr,
@@ -738,6 +739,20 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         return replies.verdict(step, reply)
 
     @classmethod
+    def access_token(cls, server=None, refused=None):
+        """Return the token for the login at a server by OAuth 2.
+
+        Called in the threads of the sessions, which have no transaction: it
+        must not use the database.
+
+        :param server: its name, None for the default one.
+        :param refused: a token that the server has refused: return another.
+        :return: None where the server is not configured for OAuth 2.
+        :raises LoginError: there is none.
+        """
+        return oauth.access_token(server, refused)
+
+    @classmethod
     def finished(cls, emails):
         """Called after the outcome of ``emails`` is recorded.
 
@@ -770,6 +785,9 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def retry(cls, emails):
         cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
+        # What cannot be changed ends it before anything is
+        for _ in cls._on_behalf(emails):
+            pass
         cls._move(emails, {'failed', 'cancelled'}, {
                 'state': 'outbox',
                 'attempts': 0,
@@ -783,7 +801,38 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 'suspect': None,
                 'suspect_since': None,
                 })
+        with without_check_access():
+            for email, values in cls._on_behalf(emails):
+                cls.write([email], values)
         cls._push(emails)
+
+    @classmethod
+    def _on_behalf(cls, emails):
+        """Yield what changes of each email by who sends for whom.
+
+        What failed because of the configuration, at the server or when it was
+        captured, is sent as the configuration is now. One after another, as
+        each has its message.
+        """
+        if not behalf.is_set():
+            return
+        for email in emails:
+            if email.accepted:
+                # The others have got it as it is
+                continue
+            data = cls._message(email.id)
+            if data is None:
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_message_removed',
+                        email=email.rec_name))
+            before = email.server, email.from_addr, data
+            with _argument_errors():
+                after = behalf.on_behalf(*before)
+            if after != before:
+                server, from_addr, data = after
+                yield email, {
+                    'server': server, 'from_addr': from_addr,
+                    'msg': data, 'size': len(data)}
 
     @classmethod
     def _check_message(cls, emails):
@@ -938,50 +987,6 @@ class _Push:
         pass
 
     tpc_vote = tpc_begin
-
-
-class QueueTest(QueueWizard):
-    __name__ = 'email.queue.test'
-
-    start = StateView(
-        'email.queue.test.start', 'email_queue.queue_test_start_view_form', [
-            Button("Cancel", 'end', 'tryton-cancel'),
-            Button("Queue", 'queue_email', 'tryton-ok', default=True),
-            ])
-    queue_email = StateAction('email_queue.act_email_queue_form')
-
-    def default_start(self, fields):
-        User = Pool().get('res.user')
-        user = User(Transaction().user)
-        from_addr = config.get('email', 'from')
-        if not from_addr:
-            raise EmailQueueError(gettext('email_queue.msg_test_sender'))
-        if not user.email:
-            raise EmailQueueError(gettext(
-                    'email_queue.msg_test_recipient', user=user.rec_name))
-        return {
-            'from_addr': from_addr,
-            'to_addr': user.email,
-            }
-
-    def do_queue_email(self, action):
-        EmailQueue = Pool().get('email.queue')
-        values = self.default_start([])
-        msg = EmailMessage()
-        msg['From'] = values['from_addr']
-        msg['To'] = values['to_addr']
-        msg['Subject'] = gettext('email_queue.msg_test_subject')
-        msg.set_content(gettext('email_queue.msg_test_body'))
-        email, = EmailQueue.queue_message(msg)
-        action['views'].reverse()
-        return action, {'res_id': [email.id]}
-
-
-class QueueTestStart(ModelView):
-    __name__ = 'email.queue.test.start'
-
-    from_addr = fields.Char("From", readonly=True)
-    to_addr = fields.Char("To", readonly=True)
 
 
 def _triggers(Model, resource):

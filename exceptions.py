@@ -10,3 +10,14 @@ class EmailQueueError(UserError):
 
 class UncertainWarning(UserWarning):
     pass
+
+
+class LoginError(Exception):
+    """Why there is no login at a mail server by OAuth 2.
+
+    Its words are shown to people, so they hold no secret.
+    """
+
+    def __init__(self, words):
+        super().__init__(words)
+        self.words = words

@@ -85,23 +85,26 @@ class Known(NamedTuple):
     def relieved(self):
         return self._replace(trouble=None, troubled_at=None)
 
-    def login_refused(self, uri, now):
-        "A login was refused: the next one waits for longer each time"
+    def login_refused(self, login, now):
+        """A login was refused: the next one waits for longer each time.
+
+        :param login: all that the configuration says of it, with secrets.
+        """
         refused = (self.refused_logins or 0) + 1
         return self._replace(
             refused_logins=refused,
             # As a password: who reads the table must not find it out
-            login=Pool().get('res.user').hash_password(uri),
+            login=Pool().get('res.user').hash_password(login),
             next_login=now + login_delay(refused))
 
     def login_accepted(self):
         return self._replace(refused_logins=None, login=None, next_login=None)
 
-    def login_waits(self, uri, now):
-        "Return whether it is too early for the login of the same URI"
+    def login_waits(self, login, now):
+        "Return whether it is too early for the same login"
         if not self.next_login or self.next_login <= now:
             return False
-        valid, _ = Pool().get('res.user').check_password(uri, self.login)
+        valid, _ = Pool().get('res.user').check_password(login, self.login)
         return valid
 
 

@@ -30,7 +30,8 @@ ADDRESS_FIELDS = {
     *(f'{prefix}{name}' for prefix in ['', 'resent-'] for name in [
         'from', 'sender', 'reply-to', 'to', 'cc', 'bcc']),
     'disposition-notification-to', 'errors-to', 'mail-followup-to',
-    'mail-reply-to', 'return-receipt-to', 'x-original-to', 'list-id'}
+    'mail-reply-to', 'on-behalf-of', 'return-receipt-to', 'x-original-to',
+    'list-id'}
 # Their values have parameters (RFC 2045 5.1, RFC 2183 2)
 PARAMETER_FIELDS = {'content-type', 'content-disposition'}
 # No encoded word may stand in their values (RFC 2047 5)
@@ -536,6 +537,26 @@ def header_fields(data):
     fields = [
         (name, data[start:end]) for (name, start), end in zip(starts, ends)]
     return fields, position
+
+
+def with_values(data, values):
+    """Return the bytes of a message with other values of some fields.
+
+    :param values: the text of each by the name of the field, None for none.
+    """
+    fields, end = header_fields(data)
+    new = {
+        name.lower().encode('ascii'):
+        b'' if text is None else with_crlf(_field(name, text))
+        for name, text in values.items()}
+    names = set(new)
+    kept = []
+    for name, field in fields:
+        if name in names:
+            # What takes its place is there once
+            field = new.pop(name, b'')
+        kept.append(field)
+    return b''.join([*kept, *new.values(), memoryview(data)[end:]])
 
 
 def value_of(field):

@@ -64,6 +64,8 @@ LENGTH = 500
 _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
 _codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _digit = re.compile(r'\d')
+# An error of Microsoft's logins, whose number is the same at every occasion
+_error_code = re.compile(r'AADSTS\d+\W*')
 
 
 def _words(meaning, pattern, example, source):
@@ -235,5 +237,6 @@ def alike(words):
     head = _codes.match(words)[0]
     rest = [
         word for word in words[len(head):].split()
-        if '@' not in word[1:-1] and not _digit.search(word)]
+        if '@' not in word[1:-1]
+        and (not _digit.search(word) or _error_code.fullmatch(word))]
     return ' '.join([*head.split(), *rest])

@@ -13,13 +13,14 @@ import queue
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import trytond.config as config
 from trytond.i18n import gettext
 from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
-from . import identity, smtp
+from . import identity, oauth, smtp
 from .exceptions import EmailQueueError
 from .known import recall, retain
 from .mime import original_to
@@ -33,7 +34,7 @@ from .store import (
     BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots, waiting_servers)
 from .words import printable
 
-__all__ = ['in_trouble', 'run', 'send']
+__all__ = ['client_of', 'in_trouble', 'run', 'send']
 logger = logging.getLogger(__name__)
 
 HELD_SIZE = 16 * 1024 * 1024
@@ -75,7 +76,6 @@ class Sender:
         self.known = known
         self._settings = settings
         self._deadline = deadline
-        self._uri = server_uri(store.server)
         self._held = {}
         self._work = _Work()
         self._gate = Gate(settings.connections)
@@ -316,7 +316,7 @@ class Sender:
         "Add what this run has learned to what is known about the server"
         known, now = self.known, self.store.now()
         if self._login_refused:
-            known = known.login_refused(self._uri, now)
+            known = known.login_refused(_login(self.store.server), now)
         elif self.accepted and known.refused_logins:
             known = known.login_accepted()
         if self.in_trouble:
@@ -359,7 +359,8 @@ class Sender:
     # The threads
 
     def _serve(self):
-        client = _client(self.store.Model, self._settings, self._uri)
+        client = client_of(
+            self.store.Model, self._settings, self.store.server)
         while (self._sessions.enter(client)
                 and (row := self._work.get()) is not None):
             self._hand_over(client, row)
@@ -471,15 +472,16 @@ def _suspected_alike(store, known, row, refusal):
     return bool(since) and not _accepted_since(store, known, since)
 
 
-def _client(Model, settings, uri, server=None):
+def client_of(Model, settings, name, server=None):
     return smtp.Client(
-        uri=uri,
+        uri=server_uri(name),
         server=server,
         timeout=settings.timeout,
         data_timeout=settings.data_timeout,
         messages=settings.messages_per_connection,
         recipients=settings.recipients,
-        verdict=Model.verdict)
+        verdict=Model.verdict,
+        tokens=partial(Model.access_token, name))
 
 
 def _mail(row):
@@ -843,8 +845,15 @@ def _check_login(store, known):
     """
     by_hand = Transaction().context.get('email_queue_by_hand')
     if not by_hand and known.login_waits(
-            server_uri(store.server), store.now()):
+            _login(store.server), store.now()):
         _raise_trouble(store.server, known.trouble)
+
+
+def _login(server):
+    "Return all that the configuration says of the login at a server"
+    return '\n'.join([server_uri(server) or '', *(
+                f'{name} {value}'
+                for name, value in oauth.options(server).items())])
 
 
 def _retain(store, known, before):
@@ -908,11 +917,10 @@ def _judged(store, row, outcome, settings):
 
 
 def _send_row(Model, row, settings, server):
-    uri = server_uri(row.server)
-    if not (uri or server):
+    if not (server_uri(row.server) or server):
         return smtp.Outcome(trouble=smtp.Trouble(
                 NOT_CONFIGURED.format(row.server), lasting=True))
-    client = _client(Model, settings, uri, server=server)
+    client = client_of(Model, settings, row.server, server=server)
     outcome = _deliver(client, row, settings.redirect)
     client.close()
     return outcome

@@ -9,6 +9,7 @@ from setuptools import setup
 MODULE = 'email_queue'
 PACKAGE = f'trytond.modules.{MODULE}'
 DIRECTORY = Path(__file__).resolve().parent
+OAUTH = ['Authlib >= 1.9, < 2', 'joserfc']
 
 
 def names(value):
@@ -78,7 +79,10 @@ setup(
             'trytond_notification_email >= 8.0, < 8.3',
             'trytond_web_user >= 8.0, < 8.3',
             ],
+        # Logins by the key of a service account
+        'oauth': OAUTH,
         'test': [
+            *OAUTH,
             'aiosmtpd',
             'build',
             'coverage >= 7.10',

@@ -23,15 +23,18 @@ import trytond.config as config
 from trytond.sendmail import get_smtp_server
 
 from .address import on_the_wire
+from .exceptions import LoginError
 from .mime import needs_smtputf8
 from .replies import (
     LENGTH, LOGIN, MESSAGE, QUOTA, RATE, RECIPIENT, SERVER, SESSION, Reply,
     alike, meaning, names_mailbox, too_many_recipients, verdict)
+from .sasl import log_in, user_of
 from .words import with_domains
 
 __all__ = [
-    'MESSAGE', 'RECIPIENT', 'SERVER', 'Client', 'Mail', 'Outcome', 'Reply',
-    'Trouble', 'server_name', 'verdict']
+    'MESSAGE', 'RECIPIENT', 'SERVER', 'Client', 'Greeting', 'Mail', 'Outcome',
+    'Reply', 'Trouble', 'open_in_time', 'server_name', 'trouble_of',
+    'verdict']
 logger = logging.getLogger(__name__)
 
 # A batch of pipelined commands fits the smallest default send buffer, so that
@@ -76,6 +79,17 @@ class Mail(NamedTuple):
     data: bytes
     mail_options: tuple = ()
     rcpt_options: tuple = ()
+
+
+class Greeting(NamedTuple):
+    """What a server tells until the login.
+
+    ``offers`` are its extensions by their names in small letters, ``tls`` the
+    version and ``certificate`` as of ``ssl.SSLSocket.getpeercert``.
+    """
+    offers: dict
+    tls: str = None
+    certificate: dict = None
 
 
 class Trouble(NamedTuple):
@@ -154,6 +168,15 @@ class _Lost(Exception):
         self.uncertain = False
 
 
+def trouble_of(error):
+    "Return the Trouble that an exception is when a session is opened"
+    kind = SESSION
+    if (isinstance(error, smtplib.SMTPAuthenticationError)
+            and error.smtp_code >= 500):
+        kind = LOGIN
+    return Trouble(_words(error), lasting=True, kind=kind)
+
+
 def server_name(uri=None):
     """Return host and port of the server, without credentials.
 
@@ -175,10 +198,14 @@ class Client:
     :param messages: of a session.
     :param recipients: of an SMTP transaction.
     :param verdict: a function like ``replies.verdict``.
+    :param tokens: a function that returns the token to log in with, None for
+        the login by the password of the URI. Its argument ``refused`` is one
+        that the server has refused.
     """
 
     def __init__(self, uri=None, server=None, timeout=60, data_timeout=600,
-            messages=100, recipients=50, verdict=verdict):
+            messages=100, recipients=50, verdict=verdict,
+            tokens=lambda refused=None: None):
         self.uri = uri or config.get('email', 'uri')
         match = _timeout.search(self.uri)
         self.timeout = int(match[1]) if match else timeout
@@ -186,6 +213,7 @@ class Client:
         self.messages = messages
         self.recipients = recipients
         self.verdict = verdict
+        self.tokens = tokens
         self.pipelining = True
         self._server = self._given = server
         self._session = None
@@ -198,9 +226,7 @@ class Client:
             try:
                 session = self._ready_session(self.pipelining and not lost)
             except Exception as error:
-                outcome.trouble = Trouble(
-                    _words(error), lasting=True,
-                    kind=LOGIN if _is_login(error) else SESSION)
+                outcome.trouble = trouble_of(error)
                 return outcome
             try:
                 session.send(mail, remaining[:self.recipients], outcome)
@@ -253,15 +279,49 @@ class Client:
         if self._session and self._session.messages >= self.messages:
             self.close()
         if not self._session:
-            server = _open(
-                OPENING_STEPS * self.timeout, self._connect,
-                server_name(self.uri))
+            server = self._logged_in()
             self._session = _Session(
                 server, self.timeout, self.data_timeout, self.verdict,
                 pipelining and server.has_extn('pipelining'))
         return self._session
 
-    def _connect(self, opening):
+    def probe(self):
+        "Open a session, end it, and return its Greeting or the Trouble"
+        try:
+            server = self._logged_in()
+        except Exception as error:
+            return trouble_of(error)
+        sock = server.sock
+        tls = hasattr(sock, 'version')
+        greeting = Greeting(
+            dict(server.esmtp_features),
+            sock.version() if tls else None,
+            sock.getpeercert() if tls else None)
+        _Session(
+            server, self.timeout, self.data_timeout, self.verdict,
+            pipelining=False).quit()
+        return greeting
+
+    def _logged_in(self):
+        "Return a connection, which takes two tokens where one is refused"
+        token = None
+        if not (self._server and self._server.sock):
+            token = self.tokens()
+        try:
+            return self._opened(token)
+        except smtplib.SMTPAuthenticationError as error:
+            if token is None or error.smtp_code < 500:
+                raise
+        return self._opened(self.tokens(refused=token))
+
+    def _opened(self, token):
+        user = None if token is None else user_of(self.uri)
+        return open_in_time(
+            OPENING_STEPS * self.timeout,
+            lambda opening: self._connect(opening, user, token),
+            server_name(self.uri))
+
+    def _connect(self, opening, user=None, token=None):
         server, self._server = self._server, None
         if server and server.sock:
             opening.watch(server.sock)
@@ -277,6 +337,8 @@ class Client:
         try:
             with _words_of_ehlo([server]):
                 server.ehlo_or_helo_if_needed()
+            if token is not None:
+                log_in(server, user, token)
         except BaseException:
             server.close()
             raise
@@ -433,8 +495,10 @@ _resolving = []
 _resolving_lock = threading.Lock()
 
 
-def _open(seconds, connect, name):
+def open_in_time(seconds, connect, name):
     """Return what ``connect`` returns for an :class:`_Opening`.
+
+    It has a method ``close``, for what is opened too late.
 
     :param name: of the server, by which the threads that hang are counted.
 
@@ -832,14 +896,9 @@ def _printable(text):
     return with_domains(' '.join(text.split())[:LENGTH])
 
 
-def _is_login(error):
-    return (isinstance(error, smtplib.SMTPAuthenticationError)
-        and error.smtp_code >= 500)
-
-
 def _words(error):
     "Return what an error says, without anything of the configuration"
-    if isinstance(error, _Lost):
+    if isinstance(error, (_Lost, LoginError)):
         return error.words
     if isinstance(error, smtplib.SMTPResponseException):
         return f'{error.smtp_code} {_printable(error.smtp_error)}'

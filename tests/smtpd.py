@@ -84,6 +84,12 @@ ACTION = re.compile(r"""
             (?P<words> (?: -\w+)*?)
             (?: - (?P<flag> close | reset | taken))?
             (?: \. .*)?)""", re.X | re.S)
+BEARER = {
+    'XOAUTH2': r'user=(?P<user>[^\x01]+)'
+    r'\x01auth=Bearer (?P<token>[^\x01]+)\x01\x01',
+    'OAUTHBEARER': r'n,a=(?P<user>[^\x01,]+),\x01host=[^\x01]+\x01port=\d+'
+    r'\x01auth=Bearer (?P<token>[^\x01]+)\x01\x01',
+    }
 PATH = r':<((?:"(?:[^"\\]|\\.)*"|[^">])*)>((?: [^ ]+)*)$'
 ENHANCED = re.compile(r'^[245]\.\d{1,3}\.\d{1,3} ', re.M)
 GARBAGE = b'%% \xff this is no reply\r\n'
@@ -288,8 +294,8 @@ class Session(Connection):
 
     A script may read ``server``, ``number`` (from 1), ``helo`` (its name),
     ``tls``, ``user``, ``messages`` (taken), ``command`` (the line), and of
-    the transaction ``from_addr``, ``recipients`` ({address: options}) and
-    ``address``, that of this MAIL or RCPT."""
+    the transaction ``from_addr``, ``recipients`` ({address: options}),
+    ``address``, that of this MAIL or RCPT, and at the dot ``message``."""
 
     def __init__(self, server):
         super().__init__(server)
@@ -312,6 +318,7 @@ class Session(Connection):
         self.options = {}
         self.mail_options = ()
         self.recipients = {}
+        self.message = b''
 
     async def run(self):
         try:
@@ -537,7 +544,7 @@ class Session(Connection):
         if self.server.tls == 'starttls' and not self.tls:
             yield "STARTTLS"
         if self.may_login:
-            yield "AUTH PLAIN LOGIN"
+            yield f"AUTH {' '.join(self.mechanisms)}"
 
     async def smtp_STARTTLS(self, rest):
         if self.server.tls != 'starttls' or self.tls or not self.offers:
@@ -548,19 +555,35 @@ class Session(Connection):
             await self.start_tls()
 
     @property
+    def mechanisms(self):
+        server = self.server
+        return [
+            *(['PLAIN', 'LOGIN'] if server.auth else []),
+            *(server.bearer_mechanisms if server.bearer else [])]
+
+    @property
     def may_login(self):
-        return self.server.auth and (
+        return self.mechanisms and (
             self.tls or self.server.tls != 'starttls')
 
     async def smtp_AUTH(self, rest):
         if not self.may_login or not self.offers or self.user:
             raise self.wrong(503, "5.5.1 no AUTH now")
         mechanism, _, initial = rest.partition(' ')
+        mechanism = mechanism.upper()
+        if mechanism not in self.mechanisms:
+            raise Refusal(504, "5.5.4 unknown mechanism")
         try:
-            login = await self.login(mechanism.upper(), initial)
+            if mechanism in BEARER:
+                login = await self.bearer(mechanism, initial)
+                good = self.server.bearer(*login)
+                if not good:
+                    await self.refuse_bearer(mechanism)
+            else:
+                login = await self.login(mechanism, initial)
+                good = login == tuple(self.server.auth)
         except ValueError:
             raise self.wrong(501, "5.5.2 bad credentials")
-        good = login == tuple(self.server.auth)
         if is_good(await self.answer('auth', 235 if good else 535)):
             self.user = login[0]
 
@@ -573,7 +596,24 @@ class Session(Connection):
             return (
                 await self.response(initial, "Username:"),
                 await self.response('', "Password:"))
-        raise Refusal(504, "5.5.4 unknown mechanism")
+
+    async def bearer(self, mechanism, initial):
+        "User and token"
+        text = await self.response(initial, "")
+        if not (match := re.fullmatch(BEARER[mechanism], text)):
+            raise ValueError
+        return (
+            match['user'].replace('=2C', ',').replace('=3D', '='),
+            match['token'])
+
+    async def refuse_bearer(self, mechanism):
+        "Tell why, and wait for what the client has to say to that"
+        prompt = '{"status":"invalid_token"}'
+        await self.put(wire(334, base64.b64encode(prompt.encode()).decode()))
+        response = (await self.line()).strip()
+        expected = b'' if mechanism == 'XOAUTH2' else base64.b64encode(b'\x01')
+        if response != expected:
+            self.violation("bad answer to a refused token")
 
     async def response(self, response, prompt):
         if not response:
@@ -602,7 +642,7 @@ class Session(Connection):
             raise self.wrong(503, "5.5.1 MAIL in a transaction")
         self.forget()
         self.attempted = True
-        if self.server.auth and not self.user:
+        if self.mechanisms and not self.user:
             raise Refusal(530, "5.7.0 authentication required")
         limit = self.server.max_messages_per_session
         if limit is not None and self.messages >= limit:
@@ -657,6 +697,7 @@ class Session(Connection):
         data = await self.data()
         try:
             self.check_data(data)
+            self.message = data
             action = self.server.action(self, 'dot', names)
             if action.takes:
                 self.messages += 1
@@ -729,6 +770,9 @@ class Server:
     extensions_after_tls: dict = field(default_factory=dict)  # what changes:
     # {'pipelining': False}
     auth: tuple | None = None  # (user, password); then MAIL needs a login
+    # a function (user, token) that tells whether they are good; then it does
+    bearer: Callable | None = None
+    bearer_mechanisms: tuple = ('XOAUTH2', 'OAUTHBEARER')
     tls: str | None = None  # 'starttls' or 'smtps'
     certfile: str | None = None
     keyfile: str | None = None

@@ -14,6 +14,7 @@ from trytond.pool import Pool
 from trytond.pyson import PYSONDecoder
 
 from .jsonrpc import STATES, RPCError, RPCTestCase
+from .smtpd import Server
 from .tools import configured
 
 TABS = ["Outbox", "Sending", "Failed", "Sent", "Cancelled", "All"]
@@ -465,8 +466,9 @@ class TestEmailTestCase(RPCTestCase):
         id_, start, end = session(f'{name}.create', context)
         self.addCleanup(session, f'{name}.delete', id_, {})
 
-        def execute(state):
-            return session(f'{name}.execute', id_, {}, state, context)
+        def execute(state, **values):
+            return session(
+                f'{name}.execute', id_, {'start': values}, state, context)
 
         return execute, execute(start)
 
@@ -476,6 +478,7 @@ class TestEmailTestCase(RPCTestCase):
         self.assertEqual(result['view']['defaults'], {
                 'from_addr': 'tryton@example.com',
                 'to_addr': 'postmaster@example.com',
+                'server': None,
                 })
         self.assertFalse(self.rows())
         result = execute('queue_email')
@@ -492,12 +495,35 @@ class TestEmailTestCase(RPCTestCase):
         self.assertEqual(mail.to_addrs, ('postmaster@example.com',))
         self.assertEqual(self.server.violations, [])
 
+    def test_chosen(self):
+        "Test it goes to another address by another server"
+        with Server() as server, configured(uri_marketing=server.uri):
+            execute, result = self.start(self.postmaster)
+            names = result['view']['fields_view']['fields']['server']
+            self.assertEqual(names['selection'], 'get_servers')
+            self.assertEqual(
+                self.postmaster.call('email.queue.test.start', 'get_servers'),
+                [[None, ''], ['marketing', 'marketing']])
+            execute(
+                'queue_email', to_addr='jane@example.com', server='marketing')
+            self.send_all()
+            mail, = server.received
+        self.assertEqual(mail.to_addrs, ('jane@example.com',))
+        self.assertFalse(self.server.received)
+
     def test_errors(self):
         "Test it says what is missing"
         self.set_email(self.postmaster, None)
+        execute, _ = self.start(self.postmaster)
         with self.assertRaisesRegex(
                 RPCError, '"postmaster" must have an email address'):
-            self.start(self.postmaster)
+            execute('queue_email')
+        for to_addr in ['nobody', 'a@example.com\nBcc: b@example.com', 'ü@']:
+            with self.assertRaisesRegex(RPCError, 'to_addrs'):
+                execute('queue_email', to_addr=to_addr)
+        with self.assertRaisesRegex(RPCError, '"server" is "nobody"'):
+            execute(
+                'queue_email', to_addr='a@example.com', server='nobody')
         self.set_email(self.postmaster, 'postmaster@example.com')
         with configured('email', **{'from': None}):
             with self.assertRaisesRegex(RPCError, 'set "from"'):

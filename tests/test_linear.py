@@ -6,8 +6,9 @@ import time
 import unittest
 from email.policy import compat32, default
 
-from .. import address, mime, preview, recipients, replies, smtp, words
+from .. import address, behalf, mime, preview, recipients, replies, smtp, words
 from ..address import ArgumentError
+from .tools import configured
 
 # Characters, and how often more there are
 SIZE, TIMES = 6000, 4
@@ -32,6 +33,12 @@ HEADERS = {
     'to angles': ('To: ü'.encode(), b'<', b''),
     'to quotes': ('To: ü'.encode(), b'"', b''),
     'to comments': ('To: ü'.encode(), b'(', b''),
+    'from': (b'From: ', b'a@example.com, ', b''),
+    'from quotes': (b'From: ', b'"a" ', b'<a@example.com>'),
+    'from open quotes': (b'From: ', b'"', b''),
+    'from angles': (b'From: ', b'<', b''),
+    'on behalf of': (b'On-Behalf-Of: ', b'a" <', b''),
+    'on behalf of words': (b'On-Behalf-Of: ', b'=?utf-8?q?a?= ', b'@'),
     'semicolons': (b'Content-Type: text/plain; a="', b';', b'"'),
     'open quotes': (b'Content-Type: text/plain', b'; a="x', b''),
     'continued': (b'Content-Type: text/plain', b'; a*0="x"', b''),
@@ -112,8 +119,11 @@ class LinearTestCase(unittest.TestCase):
                     lambda data: mime.describe(
                         mime.with_crlf(data)),
                     lambda data: preview.read(data),
+                    lambda data: behalf.on_behalf(
+                        None, 'a@example.com', mime.with_crlf(data)),
                     ]:
-                with self.subTest(name):
+                with self.subTest(name), configured(
+                        for_a='@example.net', from_='"x" <x@example.com>'):
                     self.assertLinear(function, make)
 
     def test_message(self):

@@ -27,6 +27,7 @@ from .postgresql import free_port
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / 'doc' / 'usage' / 'operating.rst'
 SECONDS = 60
+HEALTH = 'trytond-email-queue-health -c trytond.conf -d DB'
 COMMAND = re.compile(r'^ +((?:trytond-|curl ).*)$', re.M)
 
 
@@ -66,7 +67,8 @@ class OperatingTestCase(RPCTestCase):
 
     def command(self, start, **replaced):
         "Return the words of the command of the page that begins so"
-        command, = {c for c in self.commands if c.startswith(start)}
+        command, = ({c for c in self.commands if c == start}
+            or {c for c in self.commands if c.startswith(start)})
         for name, value in {
                 'trytond.conf': str(self.conf), '-d DB': f'-d {DB_NAME}',
                 **replaced}.items():
@@ -123,7 +125,7 @@ class OperatingTestCase(RPCTestCase):
             'search', [['rec_name', 'ilike', f'%{text}%'], *domain])
 
     def test_first_look(self):
-        status, output = self.run_command('trytond-email-queue-health')
+        status, output = self.run_command(HEALTH)
         self.assertEqual(status, 0, output)
         self.assertRegex(output, r'^EMAIL QUEUE OK: 0 due')
 
@@ -132,7 +134,10 @@ class OperatingTestCase(RPCTestCase):
         port = free_port()
         self.configure(f'smtp://127.0.0.1:{port}')
         scheduler = self.command('trytond-cron')
-        # 2. See whether it takes an email from you
+        # 2. See which step it does not take
+        status, output = self.run_command(f'{HEALTH} --check')
+        self.assertEqual(status, 2, output)
+        self.assertIn('refused', output)
         test_email = 'trytond-admin -c trytond.conf --test-email'
         status, output = self.run_command(test_email)
         self.assertIn('refused', output)
@@ -145,6 +150,8 @@ class OperatingTestCase(RPCTestCase):
         self.assertEqual(self.read(id_, 'state', 'attempts'), ['outbox', 0])
         # 4. By another server meanwhile
         self.configure(self.server.uri)
+        status, output = self.run_command(f'{HEALTH} --check')
+        self.assertEqual(status, 0, output)
         status, output = self.run_command(test_email)
         self.assertEqual((status, output), (0, ''))
         self.again()
@@ -175,7 +182,7 @@ class OperatingTestCase(RPCTestCase):
 
     def test_queue_grows(self):
         id_ = self.late()
-        status, output = self.run_command('trytond-email-queue-health')
+        status, output = self.run_command(HEALTH)
         self.assertEqual(status, 2, output)
         # The notification
         self.administrator.call('ir.cron', 'run_once', [
@@ -205,7 +212,7 @@ class OperatingTestCase(RPCTestCase):
         self.assertEqual(self.read(urgent, 'state'), 'sent')
         self.assertEqual(self.read(unwanted, 'state'), 'cancelled')
         # 5. The queue has recovered
-        status, output = self.run_command('trytond-email-queue-health')
+        status, output = self.run_command(HEALTH)
         self.assertEqual(status, 0, output)
 
     def test_sent_twice(self):
@@ -326,7 +333,7 @@ class OperatingTestCase(RPCTestCase):
             {c.split()[0] for c in self.commands},
             {'trytond-email-queue-health', 'trytond-admin', 'trytond-cron',
                 'curl'})
-        self.assertEqual(len(self.commands), 5)
+        self.assertEqual(len(self.commands), 6)
 
 
 del RPCTestCase

@@ -91,7 +91,8 @@ class OutcomesTestCase(QueueTestCase):
 
     def check(self, id_, state, attempts, error):
         found = self.read(
-            id_, 'state', 'attempts', 'error', 'first_attempt', 'suspect')
+            id_, 'state', 'attempts', 'error', 'first_attempt',
+            'suspect_since')
         self.assertEqual(found[:2], [state, attempts])
         if error:
             self.assertRegex(found[2], error)

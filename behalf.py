@@ -1,0 +1,195 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Who sends for whom: the server of a sender, and the address it sends from.
+
+``for_NAME`` has the senders whose emails the server of that name sends,
+``from_NAME`` the one mailbox that this server lets its login send from. Knows
+no database and no SMTP server.
+"""
+import functools
+import re
+from typing import NamedTuple
+
+import trytond.config as config
+
+from .address import NULL_SENDER, ArgumentError, addresses
+from .mime import header_fields, value_of, with_values
+from .policy import servers
+from .words import decoded_words, unfolded
+
+__all__ = ['is_set', 'mailbox', 'on_behalf', 'sent_from', 'server_for']
+
+FOR, FROM = 'for_', 'from_'
+# The header is the signer's to write (RFC 1847, RFC 6376, RFC 8551)
+SIGNED_TYPES = {
+    'multipart/signed', 'application/pkcs7-mime', 'application/x-pkcs7-mime'}
+
+_name = re.compile(
+    r'[ ,]*(?P<name>(?:"(?:[^"\\]|\\.)*"|[^"<>,:;@()\\])*)<')
+
+
+class Mailbox(NamedTuple):
+    "An address with the text of its name, which can be empty"
+    name: str
+    address: str
+
+    def __str__(self):
+        if self.name:
+            return f'{self.name} <{self.address}>'
+        return self.address
+
+
+def is_set():
+    "Return whether the configuration says anything of who sends for whom"
+    return bool(_options())
+
+
+def on_behalf(server, from_addr, data):
+    """Return server, envelope's sender and bytes of a message as it is sent.
+
+    :param server: the name that the caller has chosen, None for none.
+    :param from_addr: the envelope's sender, as :func:`envelope_from` has it.
+    :param data: the bytes of the message, as :func:`prepare` has them.
+    :raises ArgumentError: the configuration is not valid.
+    """
+    if is_set():
+        if server is None:
+            server = server_for(from_addr, data)
+        from_addr, data = sent_from(server, from_addr, data)
+    return server, from_addr, data
+
+
+def sent_from(server, from_addr, data):
+    "Return envelope's sender and bytes as the server of that name sends them"
+    box, header = mailbox(server), _Header(data)
+    if box and not header.is_signed and not _equal(
+            header.addresses('from'), [box.address]):
+        data = with_values(data, header.sent_from(box, from_addr))
+        if from_addr != NULL_SENDER:
+            from_addr = box.address
+    return from_addr, data
+
+
+def mailbox(server):
+    "Return the Mailbox that a server sends from, None for the writer's own"
+    option = f'{FROM}{server}' if server else FROM
+    text = config.get('email_queue', option)
+    return _mailbox(option, text) if text else None
+
+
+def server_for(from_addr, data):
+    "Return the name of the server that a sender chooses, None for the default"
+    header = _Header(data)
+    senders = header.addresses('on-behalf-of')
+    senders += (
+        header.addresses('from') if from_addr == NULL_SENDER else [from_addr])
+    known = {
+        option.removeprefix(FOR): _senders(
+            option, config.get('email_queue', option))
+        for option in _options() if option.startswith(FOR)}
+    for sender in senders:
+        # The address as a whole counts more than its domain
+        for key in [sender.casefold(), _domain(sender)]:
+            for name, listed in known.items():
+                if key in listed:
+                    return _configured(name)
+
+
+def _configured(name):
+    if name not in servers():
+        # By another server it could be refused, or taken for another's
+        raise ArgumentError('server', name, 'msg_server_unknown')
+    return name
+
+
+def _domain(address):
+    return f"@{address.rpartition('@')[2].casefold()}"
+
+
+def _options():
+    if not config.has_section('email_queue'):
+        return []
+    return sorted(
+        option for option in config.options('email_queue')
+        if option.startswith((FOR, FROM)) and option != FOR
+        and config.get('email_queue', option))
+
+
+@functools.lru_cache(1024)
+def _senders(option, text):
+    "Return the addresses, and the domains with their @, that are listed"
+    listed = set()
+    try:
+        for item in filter(None, map(str.strip, text.split(','))):
+            is_domain = item.startswith('@')
+            address, = addresses(option, f'x{item}' if is_domain else item)
+            listed.add(_domain(address) if is_domain else address.casefold())
+    except ValueError:
+        listed.clear()
+    if not listed:
+        raise ArgumentError(option, text, 'msg_setting_invalid')
+    return frozenset(listed)
+
+
+@functools.lru_cache(1024)
+def _mailbox(option, text):
+    try:
+        address, = addresses(option, text)
+    except ValueError:
+        raise ArgumentError(option, text, 'msg_setting_invalid') from None
+    return Mailbox(_name_in(text), address)
+
+
+def _name_in(text):
+    "Return the name before the first address, as it is written"
+    match = _name.match(text)
+    return match['name'].strip() if match else ''
+
+
+def _equal(some, others):
+    return [a.casefold() for a in some] == [a.casefold() for a in others]
+
+
+class _Header:
+    "What the header of a message says of its sender"
+
+    def __init__(self, data):
+        self._texts = {}
+        fields, _ = header_fields(data)
+        for name, field in fields:
+            text = value_of(field).decode('utf-8', 'surrogateescape')
+            if text:
+                self._texts.setdefault(
+                    name.decode('ascii'), unfolded(text).strip())
+
+    @property
+    def is_signed(self):
+        type_ = self._texts.get('content-type', '').partition(';')[0]
+        type_ = type_.partition('(')[0].strip().lower()
+        return type_ in SIGNED_TYPES or 'dkim-signature' in self._texts
+
+    def addresses(self, name):
+        "Return the addresses in a field, none where it cannot be read"
+        try:
+            return addresses(name, self._text(name))
+        except ArgumentError:
+            return []
+
+    def _text(self, name):
+        text = self._texts.get(name, '')
+        # The standard library encodes what it knows to be no address
+        return text if '@' in text else decoded_words(text)
+
+    def sent_from(self, box, from_addr):
+        "Return the fields that change where the message is sent from ``box``"
+        writer = next((
+                self._text(name) for name in ['on-behalf-of', 'from']
+                if self.addresses(name)), '')
+        if not writer and from_addr != NULL_SENDER:
+            writer = from_addr
+        if name := _name_in(writer):
+            box = box._replace(name=name)
+        values = {'From': str(box), 'Sender': None, 'On-Behalf-Of': None}
+        if writer and 'reply-to' not in self._texts:
+            values['Reply-To'] = writer
+        return values

@@ -1,0 +1,104 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""The login at a mail server by a token instead of a password.
+
+XOAUTH2 is what Microsoft and Google have made, OAUTHBEARER the standard of it
+(RFC 7628).
+"""
+import ipaddress
+import re
+import smtplib
+import ssl
+from urllib.parse import unquote_plus
+
+import trytond.config as config
+
+from .exceptions import LoginError
+
+_plain = re.compile(r'[\x21-\x7e]+')
+
+
+def user_of(uri):
+    """Return the user by whose name a token logs in.
+
+    :raises LoginError: the URI has none, or also a password.
+    """
+    uri = config.parse_uri(uri)
+    if not uri.username:
+        raise LoginError(
+            "the URI of the server has no user to log in by OAuth")
+    if uri.password:
+        # trytond would have logged in by it
+        raise LoginError(
+            "the URI of the server has a password, which a login by OAuth "
+            "does not need: take it out")
+    # As trytond reads it
+    user = unquote_plus(uri.username)
+    if not _plain.fullmatch(user):
+        raise LoginError(
+            "the user in the URI of the server is not of ASCII letters, "
+            "digits and signs")
+    return user
+
+
+def log_in(server, user, token):
+    """Log in at a connected ``smtplib.SMTP`` that has answered to EHLO.
+
+    :raises smtplib.SMTPAuthenticationError: the server refuses the token.
+    :raises LoginError: there is no way to offer it one.
+    """
+    if not _plain.fullmatch(token):
+        raise LoginError("the token has other characters than ASCII ones")
+    if not _is_private(server.sock):
+        raise LoginError(
+            "the connection is not encrypted, so that it gets no token: "
+            "the URI has to begin with smtp+tls:// or smtps://")
+    offered = server.esmtp_features.get('auth', '').upper().split()
+    for mechanism, response in [
+            ('XOAUTH2', _xoauth2), ('OAUTHBEARER', _oauthbearer)]:
+        if mechanism in offered:
+            break
+    else:
+        raise LoginError("the server offers no login by OAuth")
+    initial, refused = response(server, user, token)
+    level, server.debuglevel = server.debuglevel, 0
+    try:
+        server.auth(
+            mechanism,
+            # What follows a challenge, which tells that it is refused
+            lambda challenge=None: initial if challenge is None else refused)
+    except smtplib.SMTPAuthenticationError as error:
+        if _holds(error.smtp_error, token):
+            raise LoginError(
+                f"{error.smtp_code} the server refuses the token") from None
+        raise
+    finally:
+        server.debuglevel = level
+
+
+def _xoauth2(server, user, token):
+    return f'user={user}\x01auth=Bearer {token}\x01\x01', ''
+
+
+def _oauthbearer(server, user, token):
+    # RFC 5801 4
+    name = user.replace('=', '=3D').replace(',', '=2C')
+    host, port, *_ = server.sock.getpeername()
+    host = getattr(server, '_host', host)
+    return (
+        f'n,a={name},\x01host={host}\x01port={port}'
+        f'\x01auth=Bearer {token}\x01\x01', '\x01')
+
+
+def _is_private(sock):
+    "Return whether nobody on the way can read what the socket sends"
+    if isinstance(sock, ssl.SSLSocket):
+        return True
+    host = str(sock.getpeername()[0]).partition('%')[0]
+    return ipaddress.ip_address(host).is_loopback
+
+
+def _holds(words, token):
+    if isinstance(words, bytes):
+        words = words.decode('utf-8', 'replace')
+    return token in words
