@@ -5,6 +5,7 @@
 XOAUTH2 is what Microsoft and Google have made, OAUTHBEARER the standard of it
 (RFC 7628).
 """
+import base64
 import ipaddress
 import re
 import smtplib
@@ -14,6 +15,8 @@ from urllib.parse import unquote_plus
 import trytond.config as config
 
 from .exceptions import LoginError
+
+REFUSED = 535
 
 _plain = re.compile(r'[\x21-\x7e]+')
 
@@ -67,10 +70,12 @@ def log_in(server, user, token):
             mechanism,
             # What follows a challenge, which tells that it is refused
             lambda challenge=None: initial if challenge is None else refused)
-    except smtplib.SMTPAuthenticationError as error:
-        if _holds(error.smtp_error, token):
-            raise LoginError(
-                f"{error.smtp_code} the server refuses the token") from None
+    except smtplib.SMTPException as error:
+        words = _words(error)
+        if token in words or _encoded(initial) in words:
+            raise smtplib.SMTPAuthenticationError(
+                getattr(error, 'smtp_code', REFUSED),
+                b'the server refuses the token') from None
         raise
     finally:
         server.debuglevel = level
@@ -98,7 +103,12 @@ def _is_private(sock):
     return ipaddress.ip_address(host).is_loopback
 
 
-def _holds(words, token):
+def _words(error):
+    words = getattr(error, 'smtp_error', None)
     if isinstance(words, bytes):
-        words = words.decode('utf-8', 'replace')
-    return token in words
+        return words.decode('utf-8', 'replace')
+    return str(words or error)
+
+
+def _encoded(initial):
+    return base64.b64encode(initial.encode('ascii')).decode('ascii')

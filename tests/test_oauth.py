@@ -663,17 +663,26 @@ class SecretsTestCase(KeyTestCase):
         self.check()
 
     def test_server_repeats_the_token(self):
-        def repeat(session, step):
+        def token(session, step):
             if step == 'auth':
                 return f'535 5.7.8 {" ".join(self.endpoint.tokens)}'
-            if step == 'ehlo':
-                return None
 
-        self.server.script = repeat
+        def command(session, step):
+            if step == 'auth':
+                return f'535 5.7.8 {session.command}'
+
         self.addCleanup(setattr, self.server, 'script', {})
-        self.queue()
-        self.run_cron()
-        self.assertIn("535 the server refuses the token", self.told.getvalue())
+        for script in [token, command]:
+            self.clear()
+            self.server.script = script
+            self.endpoint.forms.clear()
+            oauth._tokens.clear()
+            self.queue()
+            self.run_cron()
+            error, = self.errors()
+            self.assertIn("535 the server refuses the token", error)
+            # Once more with a fresh one, as any refused login
+            self.assertEqual(len(self.endpoint.forms), 2)
         self.check()
 
     def test_user_is_no_ascii(self):
