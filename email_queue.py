@@ -10,6 +10,7 @@ from sql import Column, Null
 from sql.conditionals import Coalesce
 
 import trytond.config as config
+from trytond import backend
 from trytond.i18n import gettext
 from trytond.model import Index, ModelSQL, ModelStorage, ModelView, fields
 from trytond.model.exceptions import AccessError
@@ -20,7 +21,9 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView
 
-from . import files, identity, notification, policy, preview, sender, smtp
+from . import (
+    files, identity, incomplete, notification, original, policy, preview,
+    sender, smtp)
 from .access import QueueWizard, check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -258,6 +261,10 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                     & (t.crashes >= CRASHES_ALONE)),
                 Index(
                     t, (t.sender, Index.Range()), where=t.state == 'sending'),
+                # What another tool has written
+                Index(
+                    t, (t.id, Index.Range()),
+                    where=incomplete.is_incomplete(t)),
                 # Cleaning
                 Index(
                     t,
@@ -298,8 +305,19 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
     @classmethod
     def __register__(cls, module):
+        # Before, so that NULL keeps no column from being NOT NULL
+        original.convert(cls, module)
+        cls._complete(module)
         super().__register__(module)
         cls._show_domains()
+
+    @classmethod
+    def _complete(cls, module):
+        "Complete the rows of a table that is there"
+        if backend.TableHandler.table_exist(cls._table):
+            handler = cls.__table_handler__(module)
+            if all(map(handler.column_exist, incomplete.REQUIRED)):
+                incomplete.complete(cls, utc_now())
 
     @classmethod
     def _show_domains(cls):
