@@ -175,7 +175,8 @@ def _convert_batch(Model, rows, now):
     queries = []
     for row in rows:
         text = texts.pop(row.id)
-        values = values_of(row, None if text is None else bytes(text), now)
+        values = values_of(
+            Model, row, None if text is None else bytes(text), now)
         values['msg'] = Model.msg.sql_format(values['msg'])
         queries.append(t.update(
                 [Column(t, name) for name in values], list(values.values()),
@@ -183,7 +184,7 @@ def _convert_batch(Model, rows, now):
     cursor.executemany(str(queries[0]), [q.params for q in queries])
 
 
-def values_of(row, text, now):
+def values_of(Model, row, text, now):
     """Return the values for a row of the original.
 
     :param text: the bytes of its text, None where it has none.
@@ -213,11 +214,10 @@ def values_of(row, text, now):
         'size': len(data or b''),
         'subject': subject,
         'message_id': message_id,
-        # That of bulk would let all that is queued later pass
-        'priority': Pool().get('email.queue').default_priority(),
+        'priority': Model.default_priority(),
         'scheduled_at': queued_at,
         'attempts': row.attempts or 0,
-        'crashes': 0,
+        'crashes': Model.default_crashes(),
         'sensitive': False,
         'sent_at': (row.write_date or queued_at) if state == 'sent' else None,
         'refused': refused if state == 'outbox' else None,
@@ -283,8 +283,8 @@ def _make_as_new(handler):
     if backend.name == 'sqlite':
         table = handler.table_name
         cursor.execute(f'PRAGMA table_info("{table}")')
-        required = any(notnull for _, _, _, notnull, _, _ in cursor)
-        if required:
+        columns = cursor.fetchall()
+        if any(notnull for _, _, _, notnull, _, _ in columns):
             # Which makes the table anew, without what trytond has not
             handler.alter_type('from_addr', 'VARCHAR')
     else:
