@@ -418,7 +418,7 @@ class OriginalTestCase(OriginalDatabase):
                     'res_notification', 'description', 'user')
                 if 'had waited' in row[0]]
             self.assertEqual(user, 1)
-            self.assertRegex(words, '^2 emails had .*"waited since" in "Error"')
+            self.assertRegex(words, '^2 emails had .* Error: "waited since"')
 
 
 class DeactivatedTestCase(OriginalDatabase):
