@@ -329,7 +329,7 @@ def _convert_settings(is_original):
     # First the one that was the module's own
     found = sorted(
         (id_ for id_, in cursor), key=lambda id_: (id_ not in actions, id_))
-    if found and not _has_action():
+    if not _has_action() and found:
         _adopt(found.pop(0))
     if not is_original or actions:
         _retire(found)
@@ -346,11 +346,23 @@ def _forget(fs_id):
 
 
 def _has_action():
-    data, cursor = Table('ir_model_data'), _cursor()
+    """Return whether the module has its action.
+
+    One that was adopted before the activation is known by its id from now on.
+    """
+    cron, data, cursor = Table('ir_cron'), Table('ir_model_data'), _cursor()
     cursor.execute(*data.select(
-            data.id,
+            data.id, data.db_id,
             where=(data.module == MODULE) & (data.fs_id == 'cron_send_all')))
-    return bool(cursor.fetchone())
+    found = cursor.fetchone()
+    if found and found[1] is None:
+        cursor.execute(*cron.select(
+                cron.id, where=cron.method == METHOD, order_by=[cron.id],
+                limit=1))
+        for id_, in cursor.fetchall():
+            cursor.execute(*data.update(
+                    [data.db_id], [id_], where=data.id == found[0]))
+    return bool(found)
 
 
 def _adopt(id_):
@@ -364,8 +376,8 @@ def _adopt(id_):
             where=(module.name == MODULE)
             & module.state.in_(['activated', 'to upgrade'])))
     if not cursor.fetchone():
-        # The activation would write the interval of a new action. To trytond
-        # the record is one that has been deleted and must not come back.
+        # The activation would write the interval of a new action. Without id
+        # trytond takes it for one that a person has deleted.
         id_ = None
     values = {
         'module': MODULE,
