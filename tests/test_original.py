@@ -4,19 +4,18 @@
 import datetime as dt
 import os
 import re
+import shutil
 import subprocess
-import sys
 import tempfile
 import threading
-import time
-from contextlib import contextmanager
-from email.message import EmailMessage
+from contextlib import ExitStack, contextmanager
 from email.mime.text import MIMEText
 from email.utils import formatdate
 from pathlib import Path
 
 from sql import Table
 
+import trytond.config as config
 from trytond import backend
 from trytond.pool import Pool
 from trytond.sendmail import get_smtp_server
@@ -43,6 +42,7 @@ CREATE TABLE email_queue (
     attempts INTEGER NOT NULL,
     state VARCHAR NOT NULL)
 """
+BASE = 'email_queue_original_base'
 MORE = {
     'postgresql': """
 ALTER TABLE email_queue
@@ -179,6 +179,40 @@ def catalogue(name):
         return columns, indexes, [*constraints, *cursor.fetchall()]
 
 
+# What the module has made
+_made = ExitStack()
+
+
+def setUpModule():
+    "Make the database without the module, of which the others are copies"
+    # Where a database is a file
+    path = _made.enter_context(tempfile.TemporaryDirectory())
+    _made.enter_context(configured('database', path=path))
+    create_db(BASE)
+    _made.callback(drop_db, BASE)
+    Pool.stop(BASE)
+    backend.Database(BASE).close()
+
+
+def tearDownModule():
+    _made.close()
+
+
+def copy_db(name):
+    if backend.name == 'sqlite':
+        path = Path(config.get('database', 'path'))
+        shutil.copy(path / f'{BASE}.sqlite', path / f'{name}.sqlite')
+        return
+    database = backend.Database().connect()
+    connection = database.get_connection(autocommit=True)
+    try:
+        connection.cursor().execute(
+            f'CREATE DATABASE "{name}" TEMPLATE "{BASE}"')
+    finally:
+        database.put_connection(connection)
+        database.close()
+
+
 class OriginalDatabase(QueueTestCase):
     "A database of the original, and its update in a process"
     name = 'email_queue_original'
@@ -187,10 +221,7 @@ class OriginalDatabase(QueueTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        # Where a database is a file
-        cls.path = cls.enter(tempfile.TemporaryDirectory())
-        cls.enter(configured('database', path=cls.path))
-        create_db(cls.name)
+        copy_db(cls.name)
         cls.addClassCleanup(drop_db, cls.name)
         Pool(cls.name).init()
         with cls.previous() as cursor:
@@ -233,7 +264,8 @@ class OriginalDatabase(QueueTestCase):
         process = subprocess.run(
             [ADMIN, '-d', cls.name, '-u', 'email_queue', '-vv'],
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, 'TRYTOND_DATABASE__PATH': cls.path})
+            env={**os.environ, 'TRYTOND_DATABASE__PATH': config.get(
+                    'database', 'path', default='')})
         assert not process.returncode, process.stderr
         return process.stderr
 
@@ -508,6 +540,43 @@ class HalfUpdatedTestCase(OriginalDatabase):
                     b'Subject: Order\r\n\r\nThank you.\r\n'))
         self.assertEqual(
             messages[2:], [MESSAGE] if backend.name == 'sqlite' else [])
+
+    def test_catalogue(self):
+        for converted, new in zip(catalogue(self.name), catalogue(DB_NAME)):
+            self.assertEqual(converted, new)
+
+
+class InterruptedTestCase(OriginalDatabase):
+    "Test the update after one that was interrupted, where that can be seen"
+    name = 'email_queue_interrupted'
+
+    @classmethod
+    def make_rows(cls, cursor):
+        for name, type_ in COLUMNS.items():
+            cursor.execute(
+                f'ALTER TABLE email_queue ADD COLUMN {name} {type_}')
+        for id_ in [11, 12]:
+            insert(cursor, 'email_queue', id=id_, **COMMON)
+        cursor.execute(
+            'ALTER TABLE email_queue RENAME COLUMN msg TO msg_original')
+        binary = {'postgresql': 'BYTEA', 'sqlite': 'BLOB'}[backend.name]
+        cursor.execute(f'ALTER TABLE email_queue ADD COLUMN msg {binary}')
+        t = Table('email_queue')
+        cursor.execute(*t.update(
+                [t.msg, t.size, t.scheduled_at, t.priority, t.crashes],
+                [MESSAGE, len(MESSAGE), RECENT, '20', 0], where=t.id == 11))
+
+    def test_rows(self):
+        "Test what was converted stays, and the rest is"
+        self.assertEqual(
+            self.select('email_queue', 'state', 'scheduled_at'),
+            [('outbox', RECENT)] * 2)
+        first, second = [
+            bytes(m) for m, in self.select('email_queue', 'msg')]
+        self.assertEqual(first, MESSAGE)
+        self.assertTrue(second.endswith(
+                b'Subject: Order\r\n\r\nThank you.\r\n'))
+        self.assertIn('1 of 1 emails', self.log)
 
     def test_catalogue(self):
         for converted, new in zip(catalogue(self.name), catalogue(DB_NAME)):
