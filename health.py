@@ -110,18 +110,16 @@ class Health(ModelSQL):
                 oldest = min(oldest, *_fetch(t.select(
                             t.scheduled_at, where=where,
                             order_by=[t.scheduled_at], limit=1)))
-        # What has no time is due at the next run, which completes it
-        unseen = incomplete.is_unseen(t)
-        due_in, = _fetch(t.select(number, where=unseen))
-        due += due_in
-        if due_in:
-            oldest = min(oldest, *_fetch(t.select(
-                        t.create_date, where=unseen & (t.create_date != Null),
-                        order_by=[t.create_date], limit=1)) or [now])
+        unseen, stateless = incomplete.counts(t)
         failed, = _fetch(t.select(number, where=t.state == 'failed'))
-        stateless, = _fetch(t.select(
-                number,
-                where=incomplete.is_incomplete(t) & (t.state == Null)))
+        if unseen:
+            # The next run completes them, and then they are due
+            due += unseen
+            oldest = min(oldest, *_fetch(t.select(
+                        t.create_date,
+                        where=incomplete.is_unseen(t)
+                        & (t.create_date != Null),
+                        order_by=[t.create_date], limit=1)) or [now])
         return Numbers(
             due=due,
             waiting=waiting,

@@ -10,6 +10,7 @@ fails with a reason.
 import logging
 
 from sql import Column, Null
+from sql.aggregate import Count
 from sql.conditionals import Case, Coalesce
 from sql.functions import Function
 from sql.operators import Or
@@ -17,7 +18,9 @@ from sql.operators import Or
 from trytond import backend
 from trytond.transaction import Transaction
 
-__all__ = ['REQUIRED', 'complete', 'completion', 'is_incomplete', 'is_unseen']
+__all__ = [
+    'REQUIRED', 'complete', 'completion', 'counts', 'is_incomplete',
+    'is_unseen']
 logger = logging.getLogger(__name__)
 
 REQUIRED = [
@@ -41,9 +44,22 @@ def is_incomplete(table, names=REQUIRED):
 
 def is_unseen(table):
     "Return the condition of the waiting ones that are neither due nor later"
-    return (
-        is_incomplete(table) & (table.state == 'outbox')
-        & ((table.priority == Null) | (table.scheduled_at == Null)))
+    return (table.state == 'outbox') & (
+        (table.priority == Null) | (table.scheduled_at == Null))
+
+
+def counts(table):
+    """Return how many wait unseen, and how many have no state.
+
+    By one query with the condition of the index, which SQLite does not choose
+    where there is another one for the state.
+    """
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*table.select(
+            Count(Case((is_unseen(table), 1))),
+            Count(Case((table.state == Null, 1))),
+            where=is_incomplete(table)))
+    return cursor.fetchone()
 
 
 def completion(Model, table, now):

@@ -13,6 +13,7 @@ from trytond.transaction import Transaction, check_access, without_check_access
 
 __all__ = ['notify', 'tell']
 
+MODEL = 'email.queue'
 METHOD = 'email.queue|send_all'
 ICON = 'tryton-warning'
 ACTION = 'email_queue.act_email_queue_form'
@@ -87,7 +88,7 @@ def tell(users, label, words, n, **variables):
                     label=gettext(f'email_queue.{label}'),
                     description=ngettext(
                         f'email_queue.{words}', n, **variables),
-                    action=action))
+                    action=action if _reads(user, MODEL) else None))
     Notification.save(notifications)
     return bool(notifications)
 

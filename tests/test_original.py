@@ -4,11 +4,11 @@
 import datetime as dt
 import os
 import re
-import shutil
+import sqlite3
 import subprocess
 import tempfile
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from email.mime.text import MIMEText
 from email.utils import formatdate
 from pathlib import Path
@@ -200,8 +200,11 @@ def tearDownModule():
 
 def copy_db(name):
     if backend.name == 'sqlite':
+        # Not the file, beside which there may be a journal
         path = Path(config.get('database', 'path'))
-        shutil.copy(path / f'{BASE}.sqlite', path / f'{name}.sqlite')
+        with closing(sqlite3.connect(path / f'{BASE}.sqlite')) as base, \
+                closing(sqlite3.connect(path / f'{name}.sqlite')) as copy:
+            base.backup(copy)
         return
     database = backend.Database().connect()
     connection = database.get_connection(autocommit=True)
