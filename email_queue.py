@@ -9,6 +9,7 @@ from sql import Column, Null
 from sql.conditionals import Coalesce
 
 import trytond.config as config
+from trytond import backend
 from trytond.i18n import gettext
 from trytond.model import Index, ModelSQL, ModelStorage, ModelView, fields
 from trytond.model.exceptions import AccessError
@@ -19,8 +20,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 
 from . import (
-    behalf, files, identity, notification, oauth, policy, preview, replies,
-    sender)
+    behalf, files, identity, incomplete, notification, oauth, original, policy,
+    preview, replies, sender)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -273,6 +274,10 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 Index(
                     t, (t.suspect, Index.Equality()),
                     where=(t.state == 'outbox') & (t.suspect != '')),
+                # What another tool has written
+                Index(
+                    t, (t.id, Index.Range()),
+                    where=incomplete.is_incomplete(t)),
                 # Cleaning
                 Index(
                     t,
@@ -313,8 +318,19 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
     @classmethod
     def __register__(cls, module):
+        # Before, so that NULL keeps no column from being NOT NULL
+        original.convert(cls, module)
+        cls._complete(module)
         super().__register__(module)
         cls._show_domains()
+
+    @classmethod
+    def _complete(cls, module):
+        "Complete the rows of a table that is there"
+        if backend.TableHandler.table_exist(cls._table):
+            handler = cls.__table_handler__(module)
+            if all(map(handler.column_exist, incomplete.REQUIRED)):
+                incomplete.complete(cls, utc_now())
 
     @classmethod
     def _show_domains(cls):

@@ -3,19 +3,17 @@
 """How the queue is: its numbers, whether they are good, and who is told."""
 from typing import NamedTuple
 
-from sql import Literal
+from sql import Literal, Null
 from sql.aggregate import Count
 
-from trytond.i18n import gettext, ngettext
 from trytond.model import ModelSQL
 from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
-from . import identity
+from . import identity, incomplete, notification, original
 from .access import GROUP
-from .notification import ACTION, ICON
 from .policy import Settings
-from .store import database_time, queues
+from .store import database_time, queues, utc_now
 
 __all__ = ['Numbers', 'monitor']
 
@@ -112,11 +110,20 @@ class Health(ModelSQL):
                 oldest = min(oldest, *_fetch(t.select(
                             t.scheduled_at, where=where,
                             order_by=[t.scheduled_at], limit=1)))
+        unseen, stateless = incomplete.counts(t)
         failed, = _fetch(t.select(number, where=t.state == 'failed'))
+        if unseen:
+            # The next run completes them, and then they are due
+            due += unseen
+            oldest = min(oldest, *_fetch(t.select(
+                        t.create_date,
+                        where=incomplete.is_unseen(t)
+                        & (t.create_date != Null),
+                        order_by=[t.create_date], limit=1)) or [now])
         return Numbers(
             due=due,
             waiting=waiting,
-            failed=failed,
+            failed=failed + stateless,
             age=int((now - oldest).total_seconds()),
             age_limit=settings.health_age,
             failed_limit=settings.health_failed)
@@ -129,6 +136,10 @@ class Health(ModelSQL):
         A scheduled job of its own: that which sends may be what is at fault.
         """
         with Transaction().set_user(0), without_check_access():
+            # Here as well, for the job that sends may be replaced
+            incomplete.complete(
+                Pool().get('email.queue'), utc_now())
+            original.tell()
             numbers = cls.measure()
             # Where nothing is sent on purpose, nothing is late
             late = numbers.late and identity.may_send()
@@ -141,25 +152,9 @@ class Health(ModelSQL):
     @classmethod
     def _tell(cls, numbers):
         "Return whether there was anybody to tell"
-        pool = Pool()
-        Action = pool.get('ir.action')
-        ModelData = pool.get('ir.model.data')
-        Notification = pool.get('res.notification')
-        notifications = []
-        for user in cls.members():
-            language = user.language.code if user.language else None
-            with Transaction().set_context(language=language):
-                notifications.append(Notification(
-                        user=user,
-                        icon=ICON,
-                        label=gettext('email_queue.msg_late_label'),
-                        description=ngettext(
-                            'email_queue.msg_late', numbers.due,
-                            number=numbers.due, minutes=numbers.age // 60),
-                        action=Action.get_action_id(
-                            ModelData.get_id(ACTION))))
-        Notification.save(notifications)
-        return bool(notifications)
+        return notification.tell(
+            cls.members(), 'msg_late_label', 'msg_late', numbers.due,
+            number=numbers.due, minutes=numbers.age // 60)
 
     @classmethod
     def members(cls):

@@ -11,8 +11,9 @@ from trytond.pool import Pool
 from trytond.tools import grouped_slice
 from trytond.transaction import Transaction, check_access, without_check_access
 
-__all__ = ['notify']
+__all__ = ['notify', 'tell']
 
+MODEL = 'email.queue'
 METHOD = 'email.queue|send_all'
 ICON = 'tryton-warning'
 ACTION = 'email_queue.act_email_queue_form'
@@ -64,6 +65,32 @@ def _failed(Model, ids):
                         f'{Model.__name__},')):
                 by_user[user].append(id_)
     return count, by_user
+
+
+def tell(users, label, words, n, **variables):
+    """Tell users something about the queue, and return whether there were any.
+
+    :param label: the name of one of the module's messages, as ``words`` is.
+    :param n: the number that decides on the plural.
+    """
+    pool = Pool()
+    Action = pool.get('ir.action')
+    ModelData = pool.get('ir.model.data')
+    Notification = pool.get('res.notification')
+    action = Action.get_action_id(ModelData.get_id(ACTION))
+    notifications = []
+    for user in users:
+        language = user.language.code if user.language else None
+        with Transaction().set_context(language=language):
+            notifications.append(Notification(
+                    user=user,
+                    icon=ICON,
+                    label=gettext(f'email_queue.{label}'),
+                    description=ngettext(
+                        f'email_queue.{words}', n, **variables),
+                    action=action if _reads(user, MODEL) else None))
+    Notification.save(notifications)
+    return bool(notifications)
 
 
 def _notification(user, Model, ids):

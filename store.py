@@ -26,7 +26,7 @@ from trytond.i18n import gettext
 from trytond.model import fields
 from trytond.transaction import Transaction
 
-from . import files
+from . import files, incomplete
 from .exceptions import EmailQueueError
 from .recipients import remaining
 
@@ -500,11 +500,13 @@ class Store:
                 t.sender, where=t.state == 'sending',
                 group_by=t.sender)).fetchall()
         for number, in numbers:
-            if number == self.number or not self.has_locks:
+            if (number is None or number == self.number
+                    or not self.has_locks):
                 self._recover(number)
             elif self._lock(number):
                 self._recover(number)
                 self._unlock(number)
+        self.complete()
 
     def _recover(self, number):
         t = self.Model.__table__()
@@ -515,7 +517,9 @@ class Store:
         failed = crashes >= CRASHES_FAILED
         where = (t.state == 'sending') & (t.sender == number)
         if not self.has_locks:
-            where &= t.write_date < _ago(ORPHANED_SECONDS)
+            where &= (
+                (t.write_date < _ago(ORPHANED_SECONDS))
+                | (t.write_date == Null))
         cursor = self.execute(self._update_unlocked(
                 t, [t.state, t.crashes, t.scheduled_at, t.error, t.write_date],
                 [
@@ -528,6 +532,13 @@ class Store:
         if cursor.rowcount:
             logger.warning(
                 "put back %d emails whose sender died", cursor.rowcount)
+
+    def complete(self):
+        "Give rows what they lack that were not written by the module"
+        t = self.Model.__table__()
+        cursor = self.execute(self._update_unlocked(
+                t, *incomplete.completion(self.Model, t, utc_now())))
+        incomplete.log(cursor.rowcount)
 
     def _update_unlocked(self, table, columns, values, where):
         "Return the update of the rows that nobody has locked"
@@ -653,7 +664,9 @@ class Store:
         if row.file_id:
             msg = self.Model.msg.load(row.file_id, row.size)
             row = row._replace(msg=msg)
-        return row
+        # What was written by SQL since the run began
+        return row._replace(
+            attempts=row.attempts or 0, crashes=row.crashes or 0)
 
     # Suspects
 

@@ -1,0 +1,112 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Rows with NULL in a column that a sender needs.
+
+Such a row was written by SQL or by another tool: the module writes none, and
+PostgreSQL refuses them, but SQLite does not. Nobody would ever claim it, or a
+sender would stumble over it. So it gets what the module would have written, or
+fails with a reason.
+"""
+import logging
+
+from sql import Column, Null
+from sql.aggregate import Count
+from sql.conditionals import Case, Coalesce
+from sql.functions import Function
+from sql.operators import Or
+
+from trytond import backend
+from trytond.transaction import Transaction
+
+__all__ = [
+    'REQUIRED', 'complete', 'completion', 'counts', 'is_incomplete',
+    'is_unseen']
+logger = logging.getLogger(__name__)
+
+REQUIRED = [
+    'attempts', 'crashes', 'from_addr', 'priority', 'scheduled_at', 'size',
+    'state', 'to_addrs']
+# The address that is stored where there is none
+UNKNOWN = '?'
+
+
+class Octets(Function):
+    __slots__ = ()
+    # SQLite has OCTET_LENGTH from 3.43 on only
+    _function = (
+        'OCTET_LENGTH' if backend.name == 'postgresql' else 'LENGTH')
+
+
+def is_incomplete(table, names=REQUIRED):
+    "Return the condition of the rows that lack something"
+    return Or([Column(table, name) == Null for name in names])
+
+
+def is_unseen(table):
+    "Return the condition of the waiting ones that are neither due nor later"
+    return (table.state == 'outbox') & (
+        (table.priority == Null) | (table.scheduled_at == Null))
+
+
+def counts(table):
+    """Return how many wait unseen, and how many have no state.
+
+    By one query with the condition of the index, which SQLite does not choose
+    where there is another one for the state.
+    """
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*table.select(
+            Count(Case((is_unseen(table), 1))),
+            Count(Case((table.state == Null, 1))),
+            where=is_incomplete(table)))
+    return cursor.fetchone()
+
+
+def completion(Model, table, now):
+    """Return columns, values and condition of an update of incomplete rows.
+
+    Not of those that a sender has: it would take the change for another's. An
+    email that has no time is due at the time of its row.
+
+    :param now: the time by the clock of the database.
+    """
+    t = table
+    waits = (t.state == Null) | (t.state == 'outbox')
+    reasons = [
+        (t.state == Null, "it had no state"),
+        (waits & (t.from_addr == Null), "it had no sender"),
+        (waits & (t.to_addrs == Null), "it had no recipient"),
+        ]
+    values = {
+        'attempts': Coalesce(t.attempts, Model.default_attempts()),
+        'crashes': Coalesce(t.crashes, Model.default_crashes()),
+        'from_addr': Coalesce(t.from_addr, UNKNOWN),
+        'priority': Coalesce(t.priority, Model.default_priority()),
+        'scheduled_at': Coalesce(t.scheduled_at, t.create_date, now),
+        'size': Coalesce(t.size, Octets(t.msg), 0),
+        'state': Case(
+            (Or([condition for condition, _ in reasons]), 'failed'),
+            else_=t.state),
+        'to_addrs': Coalesce(t.to_addrs, UNKNOWN),
+        }
+    where = is_incomplete(t) & (
+        (t.state == Null) | (t.state != 'sending'))
+    return (
+        [Column(t, name) for name in [*REQUIRED, 'error']],
+        [*(values[name] for name in REQUIRED), Case(*reasons, else_=t.error)],
+        where)
+
+
+def complete(Model, now):
+    "Complete the rows in the current transaction"
+    t = Model.__table__()
+    cursor = Transaction().connection.cursor()
+    columns, values, where = completion(Model, t, now)
+    cursor.execute(*t.update(columns, values, where=where))
+    log(cursor.rowcount)
+
+
+def log(count):
+    if count > 0:
+        logger.warning(
+            "%d emails lacked something that a sender needs", count)
