@@ -67,7 +67,14 @@ def remaining(to_addrs, accepted, refused):
 
 def told(text, addresses):
     "Return by address the words that lines of ``text`` say about them"
-    words = {address_of(line): words_of(line) for line in split_lines(text)}
+    lines = split_lines(text)
+    words = {address_of(line): words_of(line) for line in lines}
+    for address in addresses:
+        if address_of(address) != address:
+            # What is no address can have a blank
+            words.update(
+                (address, line[len(address) + 1:])
+                for line in lines if line.startswith(f'{address} '))
     return {a: words[a] for a in addresses if words.get(a)}
 
 
