@@ -212,6 +212,18 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             'invisible': ~Eval('error'),
             },
         help="The last answer of the server that was not good.")
+    queue_id = fields.Text(
+        "Queue ID", readonly=True,
+        states={
+            'invisible': ~Eval('queue_id'),
+            },
+        help="What the server calls the email in its own log.")
+    events = fields.One2Many(
+        'email.queue.event', 'email', "History", readonly=True,
+        states={
+            'invisible': ~Eval('events'),
+            },
+        help="What happened besides a plain success, the latest first.")
     state = fields.Selection([
             ('outbox', "Outbox"),
             ('sending', "Sending"),
@@ -765,7 +777,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 'expires_at': None,
                 'refused': None,
                 'error': None,
-                })
+                }, 'retried')
         cls._push(emails)
 
     @classmethod
@@ -796,13 +808,16 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     @classmethod
     @ModelView.button
     def cancel(cls, emails):
-        cls._move(emails, {'outbox', 'failed'}, {'state': 'cancelled'})
+        cls._move(
+            emails, {'outbox', 'failed'}, {'state': 'cancelled'}, 'cancelled')
 
     @classmethod
-    def _move(cls, emails, states, values):
+    def _move(cls, emails, states, values, kind=None):
         """Write ``values`` where the state is still in ``states``.
 
         By SQL as a sender may claim the same row at the same moment.
+
+        :param kind: of the event that is told in the history.
         """
         check_writable()
         transaction = Transaction()
@@ -821,6 +836,10 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             if not cursor.rowcount:
                 raise EmailQueueError(gettext(
                         'email_queue.msg_changed', email=email.rec_name))
+        if kind and emails:
+            ids = [e.id for e in emails]
+            cls.events.get_target().tell(
+                kind, lambda t: fields.SQL_OPERATORS['in'](t.id, ids))
         forget(transaction)
 
 

@@ -153,6 +153,7 @@ def after(row, outcome, now, settings, chance=random.random):
         accepted=join_lines(row.accepted, outcome.accepted),
         refused=join_lines(
             row.refused, (f'{a} {w}' for a, w in outcome.refused.items())),
+        queue_id=_queue_id(row, outcome),
         attempts=row.attempts + decided,
         first_attempt=row.first_attempt or (now if decided else None))
     if not row.remaining:
@@ -187,6 +188,12 @@ def after(row, outcome, now, settings, chance=random.random):
     if not outcome.trouble.lasting:
         row = row._replace(scheduled_at=now + TROUBLE_DELAY)
     return row
+
+
+def _queue_id(row, outcome):
+    "Return the names that the server has for what it took of the row"
+    ids = filter(None, [row.queue_id, *outcome.queue_ids])
+    return '\n'.join(dict.fromkeys(ids)) or None
 
 
 def next_attempt(row, now, settings, chance=random.random):

@@ -20,6 +20,7 @@ from trytond.transaction import Transaction, without_check_access
 
 from . import identity, smtp
 from .exceptions import EmailQueueError
+from .history import told
 from .mime import original_to
 from .policy import (
     ALIKE, RECORD_SECONDS, Deadline, Pace, Patience, Settings, Suspects,
@@ -212,14 +213,15 @@ class Sender:
         outcome = smtp.Outcome(trouble=smtp.Trouble(words, lasting=True))
         due = self._now + ALIKE_DELAY
         self._finish(
-            (row._replace(scheduled_at=due), outcome)
-            for row, _ in self._suspects.release())
+            ((row._replace(scheduled_at=due), outcome)
+                for row, _ in self._suspects.release()),
+            suspect=True)
         self._trouble(words, lasting=True)
 
-    def _finish(self, pairs):
-        for row, outcome in pairs:
-            row = after(row, outcome, self._now, self._settings)
-            self._recorder.add(row)
+    def _finish(self, pairs, suspect=False):
+        for before, outcome in pairs:
+            row = after(before, outcome, self._now, self._settings)
+            self._recorder.add(told(before, row, outcome, suspect))
             if row.state == 'failed':
                 self.failed.append(row.id)
             if outcome or row.state == 'failed':
@@ -690,9 +692,9 @@ def _send(store, email, settings, server, caller):
         outcome = None
         if not row.expired(store.now()):
             outcome = _send_row(store.Model, row, settings, server)
-        row = after(row, outcome, store.now(), settings)
+        before, row = row, after(row, outcome, store.now(), settings)
         recorder = Recorder(store, Gate(1), settings, caller.touch)
-        recorder.add(row)
+        recorder.add(told(before, row, outcome))
         insist(recorder.finish)
         _log_row(row)
         return row

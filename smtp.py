@@ -38,6 +38,8 @@ SLICE_SIZE = 256 * 1024
 LINE_LENGTH = 8 * 1024
 REPLY_LINES = 100
 WORDS_LENGTH = 500
+# Of the name that a server gives an email that it has taken
+QUEUE_ID_LENGTH = 100
 # Connecting, TLS, EHLO and login together, in time-outs of one step
 OPENING_STEPS = 3
 # Threads of a server that may wait for a name server which does not answer
@@ -65,6 +67,9 @@ CLOSED = (
 
 _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
 _digit = re.compile(r'\d')
+# Postfix; Exim; OpenSMTPD and Sendmail
+_queue_id = re.compile(
+    r'queued as (\S+)|\bid=(\S+)|\A(\S+) Message accepted for delivery', re.I)
 _codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
 _control = re.compile(r'[\x00-\x1f\x7f]')
@@ -130,7 +135,8 @@ class Outcome:
     words. Recipients in none of the three are still to go: because of
     ``trouble`` with the server, or as the connection broke after the final
     dot (``uncertain`` has the words). ``refusal`` is equal for messages that
-    the server refused alike, None where it accepted a recipient.
+    the server refused alike, None where it accepted a recipient. ``queue_ids``
+    are the names that the server's own log has for what it accepted.
     """
     accepted: list = field(default_factory=list)
     refused: dict = field(default_factory=dict)
@@ -138,6 +144,7 @@ class Outcome:
     uncertain: str = ''
     trouble: Trouble = None
     refusal: tuple = None
+    queue_ids: list = field(default_factory=list, compare=False)
 
     def remaining(self, addresses):
         "Return those of ``addresses`` that nothing is decided about"
@@ -703,6 +710,7 @@ class _Session:
             raise
         if reply.good:
             outcome.accept(recipients)
+            outcome.queue_ids.append(_queue_id_of(reply))
         else:
             self._blame('dot', reply, recipients, outcome)
         return reply.good
@@ -786,6 +794,13 @@ class _Session:
             self._received += received
         line, _, self._received = self._received.partition(b'\n')
         return line.rstrip(b'\r')
+
+
+def _queue_id_of(reply):
+    text = reply.text.removeprefix(reply.status).strip()
+    match = _queue_id.search(text)
+    name = next(filter(None, match.groups())) if match else text
+    return name[:QUEUE_ID_LENGTH]
 
 
 def _size_limit(offers):
