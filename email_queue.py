@@ -20,7 +20,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView
 
-from . import files, identity, notification, policy, preview, sender, smtp
+from . import (
+    files, identity, notices, notification, policy, preview, sender, smtp)
 from .access import QueueWizard, check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -51,7 +52,7 @@ IDS_LENGTH = 1000
 ID_LENGTH = 18
 
 
-class EmailQueue(Retention, ModelSQL, ModelView):
+class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -218,6 +219,13 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             'invisible': ~Eval('queue_id'),
             },
         help="What the server calls the email in its own log.")
+    bounced_at = fields.Timestamp(
+        "Bounced at", readonly=True,
+        states={
+            'invisible': ~Eval('bounced_at'),
+            },
+        help="When a notice came that the email did not reach a recipient "
+        "whom the server had accepted.")
     events = fields.One2Many(
         'email.queue.event', 'email', "History", readonly=True,
         states={
@@ -246,7 +254,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         # As read returns them
         for name in [
                 'create_date', 'scheduled_at', 'expires_at', 'first_attempt',
-                'sent_at']:
+                'sent_at', 'bounced_at']:
             getattr(cls, name).format = '%H:%M:%S'
 
         t = cls.__table__()
@@ -277,6 +285,10 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                     (t.id, Index.Range()),
                     where=t.state == 'cancelled'),
                 Index(t, (t.message_id, Index.Equality())),
+                # Notices about what Amazon SES has given another Message-ID
+                Index(
+                    t, (t.queue_id, Index.Equality()),
+                    where=t.queue_id.like(notices.SES_ID)),
                 # A search by the ORM
                 Index(t, (Coalesce(t.message_id, ''), Index.Equality())),
                 Index(
@@ -777,6 +789,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 'expires_at': None,
                 'refused': None,
                 'error': None,
+                'bounced_at': None,
                 }, 'retried')
         cls._push(emails)
 

@@ -8,5 +8,9 @@ class EmailQueueError(UserError):
     pass
 
 
+class BusyError(EmailQueueError):
+    "An email is with a sender at this moment"
+
+
 class UncertainWarning(UserWarning):
     pass

@@ -31,7 +31,9 @@ UNCERTAIN_DELAY = dt.timedelta(minutes=15)
 RETRY_DELAY_MAX = dt.timedelta(hours=4)
 URI = 'uri_'
 # Named servers have their own of these
-OWN_SETTINGS = {'senders', 'connections', 'rate'}
+OWN_SETTINGS = {'senders', 'connections', 'rate', 'return_path'}
+# Those that are one address
+ADDRESSES = {'redirect', 'return_path'}
 
 
 def servers():
@@ -78,6 +80,7 @@ class Settings:
     clean_body_days: float = 7
     hold: bool = False
     redirect: str = ''
+    return_path: str = ''
 
     may_be_zero = {'clean_days', 'clean_body_days'}
 
@@ -108,8 +111,8 @@ class Settings:
 
         :raises ValueError: it is none.
         """
-        if field.name == 'redirect':
-            address, = addresses('redirect', text)
+        if field.name in ADDRESSES:
+            address, = addresses(field.name, text)
             return address
         if field.type is bool:
             try:

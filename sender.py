@@ -311,7 +311,8 @@ def _client(Model, settings, uri, server=None):
         data_timeout=settings.data_timeout,
         messages=settings.messages_per_connection,
         recipients=settings.recipients,
-        verdict=Model.verdict)
+        verdict=Model.verdict,
+        return_path=settings.return_path)
 
 
 def _mail(row):
@@ -705,6 +706,7 @@ def _send_row(Model, row, settings, server):
     if not (uri or server):
         return smtp.Outcome(trouble=smtp.Trouble(
                 NOT_CONFIGURED.format(row.server), lasting=True))
+    settings = Settings.read(row.server)
     client = _client(Model, settings, uri, server=server)
     outcome = _deliver(client, row, settings.redirect)
     client.close()

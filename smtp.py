@@ -20,7 +20,7 @@ from typing import NamedTuple
 import trytond.config as config
 from trytond.sendmail import get_smtp_server
 
-from .address import on_the_wire
+from .address import NULL_SENDER, on_the_wire
 from .mime import needs_smtputf8
 from .words import with_domains
 
@@ -67,9 +67,10 @@ CLOSED = (
 
 _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
 _digit = re.compile(r'\d')
-# Postfix; Exim; OpenSMTPD and Sendmail
+# Postfix; Exim; OpenSMTPD and Sendmail; Amazon SES
 _queue_id = re.compile(
-    r'queued as (\S+)|\bid=(\S+)|\A(\S+) Message accepted for delivery', re.I)
+    r'queued as (\S+)|\bid=(\S+)|\A(\S+) Message accepted for delivery'
+    r'|\AOk ([0-9a-f-]{40,})', re.I)
 _codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
 _control = re.compile(r'[\x00-\x1f\x7f]')
@@ -225,10 +226,12 @@ class Client:
     :param messages: of a session.
     :param recipients: of an SMTP transaction.
     :param verdict: a function like :func:`verdict`.
+    :param return_path: the sender of the envelope instead of a message's own,
+        unless that is the null sender.
     """
 
     def __init__(self, uri=None, server=None, timeout=60, data_timeout=600,
-            messages=100, recipients=50, verdict=verdict):
+            messages=100, recipients=50, verdict=verdict, return_path=''):
         self.uri = uri or config.get('email', 'uri')
         match = _timeout.search(self.uri)
         self.timeout = int(match[1]) if match else timeout
@@ -236,12 +239,15 @@ class Client:
         self.messages = messages
         self.recipients = recipients
         self.verdict = verdict
+        self.return_path = return_path
         self.pipelining = True
         self._server = self._given = server
         self._session = None
 
     def deliver(self, mail):
         "Return the :class:`Outcome` of sending ``mail`` to its recipients"
+        if self.return_path and mail.from_addr != NULL_SENDER:
+            mail = mail._replace(from_addr=self.return_path)
         outcome = Outcome()
         lost = False
         while remaining := outcome.remaining(mail.to_addrs):

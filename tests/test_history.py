@@ -466,4 +466,4 @@ class AccessTestCase(RPCTestCase, HistoryTestCase):
         self.assertEqual(len(self.history(self.id)), 1)
 
 
-del QueueTestCase, RPCTestCase, HistoryTestCase, StoreTestCase
+del QueueTestCase, RPCTestCase, StoreTestCase
