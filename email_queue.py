@@ -21,12 +21,14 @@ from trytond.url import HOSTNAME
 from trytond.wizard import Button, StateAction, StateView
 
 from . import (
-    files, identity, notices, notification, policy, preview, sender, smtp)
+    again, files, identity, notices, notification, policy, preview, sender,
+    smtp)
 from .access import QueueWizard, check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
     envelope_to, options)
-from .exceptions import EmailQueueError, UncertainWarning
+from .exceptions import (
+    EmailQueueError, ExpiredWarning, UncertainWarning, UrgentWarning)
 from .mime import describe, prepare
 from .recipients import remaining
 from .retention import Retention
@@ -52,7 +54,8 @@ IDS_LENGTH = 1000
 ID_LENGTH = 18
 
 
-class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
+class EmailQueue(
+        again.Again, notices.Notices, Retention, ModelSQL, ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -144,6 +147,9 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
             (PRIORITIES['normal'], "Normal"),
             (PRIORITIES['bulk'], "Bulk"),
             ], "Priority", sort=False, required=True, readonly=True)
+    own_priority = fields.Char(
+        "Own Priority", readonly=True,
+        help="The priority that Send Now has raised, until the next attempt.")
     server = fields.Char(
         "Server", readonly=True,
         states={
@@ -226,6 +232,20 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
             },
         help="When a notice came that the email did not reach a recipient "
         "whom the server had accepted.")
+    original = fields.Many2One(
+        'email.queue', "Original", readonly=True, ondelete='SET NULL',
+        states={
+            'invisible': ~Eval('original'),
+            },
+        help="The email that was sent again by this one.")
+    again = fields.Function(
+        fields.One2Many(
+            'email.queue', None, "Sent Again", readonly=True,
+            states={
+                'invisible': ~Eval('again'),
+                },
+            help="The emails that have sent this one again."),
+        'get_again')
     events = fields.One2Many(
         'email.queue.event', 'email', "History", readonly=True,
         states={
@@ -294,6 +314,9 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
                 Index(
                     t, (t.resource, Index.Similarity(begin=True)),
                     where=t.resource != ''),
+                Index(
+                    t, (t.original, Index.Range()),
+                    where=t.original != Null),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
                 Index(t, (t.create_date, Index.Range())),
                 Index(
@@ -313,6 +336,14 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
                 },
             cancel={
                 'invisible': ~Eval('state').in_(['outbox', 'failed']),
+                'depends': ['state'],
+                },
+            send_again={
+                'invisible': Eval('state') != 'sent',
+                'depends': ['state'],
+                },
+            send_to={
+                'invisible': Eval('state') != 'failed',
                 'depends': ['state'],
                 },
             )
@@ -465,6 +496,18 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
         if self.state in {'outbox', 'sending'}:
             return '\n'.join(remaining(
                     self.to_addrs, self.accepted, self.refused))
+
+    @classmethod
+    def get_again(cls, emails, name):
+        found = {e.id: [] for e in emails}
+        t = cls.__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.original, t.id, order_by=[t.id],
+                where=fields.SQL_OPERATORS['in'](t.original, list(found))))
+        for original, id_ in cursor:
+            found[original].append(id_)
+        return found
 
     @classmethod
     def get_resources(cls):
@@ -768,7 +811,10 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
     @classmethod
     @ModelView.button
     def send_now(cls, emails):
+        cls._warn_many(emails)
         cls._move(emails, {'outbox'}, {
+                # Until the next attempt only: see policy.after
+                'own_priority': lambda t: Coalesce(t.own_priority, t.priority),
                 'priority': PRIORITIES['urgent'],
                 'scheduled_at': utc_now(),
                 })
@@ -779,17 +825,28 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
     def retry(cls, emails):
         cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
-        cls._move(emails, {'failed', 'cancelled'}, {
-                'state': 'outbox',
-                'attempts': 0,
-                'crashes': 0,
-                'first_attempt': None,
-                'uncertain': False,
+        now = database_time()
+        expired = [e for e in emails if e.expires_at and e.expires_at <= now]
+        cls._warn_expired(expired)
+        values = {
+            'state': 'outbox',
+            'attempts': 0,
+            'crashes': 0,
+            'first_attempt': None,
+            'uncertain': False,
+            'refused': None,
+            'error': None,
+            'bounced_at': None,
+            }
+        # What a person has stopped goes on as it was meant to
+        resumed = [
+            e for e in emails if e.state == 'cancelled' and e not in expired]
+        cls._move(resumed, {'cancelled'}, values, 'retried')
+        cls._move(
+            [e for e in emails if e not in resumed], {'failed', 'cancelled'}, {
+                **values,
                 'scheduled_at': utc_now(),
                 'expires_at': None,
-                'refused': None,
-                'error': None,
-                'bounced_at': None,
                 }, 'retried')
         cls._push(emails)
 
@@ -804,19 +861,22 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
 
     @classmethod
     def _warn_uncertain(cls, emails):
-        Warning = Pool().get('res.user.warning')
-        if emails:
-            key = Warning.format('email_queue_retry_uncertain', emails)
-            if Warning.check(key):
-                names = [
-                    f'{e.rec_name} ({e.to_addrs})'[:VALUE_LENGTH]
-                    for e in emails[:NAMES]]
-                if len(emails) > NAMES:
-                    names.append('…')
-                raise UncertainWarning(
-                    key,
-                    gettext('email_queue.msg_retry_uncertain'),
-                    '\n'.join(names))
+        _warn(
+            UncertainWarning, 'email_queue_retry_uncertain', emails,
+            'email_queue.msg_retry_uncertain')
+
+    @classmethod
+    def _warn_expired(cls, emails):
+        _warn(
+            ExpiredWarning, 'email_queue_retry_expired', emails,
+            'email_queue.msg_retry_expired')
+
+    @classmethod
+    def _warn_many(cls, emails):
+        if len(emails) > 1:
+            _warn(
+                UrgentWarning, 'email_queue_send_now', emails,
+                'email_queue.msg_send_now_many', number=len(emails))
 
     @classmethod
     @ModelView.button
@@ -825,11 +885,26 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
             emails, {'outbox', 'failed'}, {'state': 'cancelled'}, 'cancelled')
 
     @classmethod
+    @ModelView.button
+    def send_again(cls, emails):
+        for email in emails:
+            if email.state != 'sent':
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_changed', email=email.rec_name))
+            cls.queue_again(email)
+
+    @classmethod
+    @ModelView.button_action('email_queue.wizard_send_to')
+    def send_to(cls, emails):
+        pass
+
+    @classmethod
     def _move(cls, emails, states, values, kind=None):
         """Write ``values`` where the state is still in ``states``.
 
         By SQL as a sender may claim the same row at the same moment.
 
+        :param values: each can be a function of the table.
         :param kind: of the event that is told in the history.
         """
         check_writable()
@@ -837,7 +912,7 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
         cursor = transaction.connection.cursor()
         t = cls.__table__()
         values = {
-            **values,
+            **{n: v(t) if callable(v) else v for n, v in values.items()},
             'write_date': utc_now(),
             'write_uid': transaction.user,
             }
@@ -854,6 +929,19 @@ class EmailQueue(notices.Notices, Retention, ModelSQL, ModelView):
             cls.events.get_target().tell(
                 kind, lambda t: fields.SQL_OPERATORS['in'](t.id, ids))
         forget(transaction)
+
+
+def _warn(Class, name, emails, message, **values):
+    "Ask the user to go on with emails, which the warning names"
+    Warning = Pool().get('res.user.warning')
+    key = Warning.format(name, emails)
+    if emails and Warning.check(key):
+        names = [
+            f'{e.rec_name} ({e.to_addrs})'[:VALUE_LENGTH]
+            for e in emails[:NAMES]]
+        if len(emails) > NAMES:
+            names.append('…')
+        raise Class(key, gettext(message, **values), '\n'.join(names))
 
 
 def _read_resources(references, names):

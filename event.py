@@ -6,7 +6,7 @@ from sql.functions import Lower
 from sql.operators import Or
 
 from trytond.i18n import gettext
-from trytond.model import Index, ModelSQL, ModelView, fields
+from trytond.model import ModelSQL, ModelView, fields
 from trytond.model.exceptions import AccessError
 from trytond.pool import Pool
 from trytond.tools import escape_wildcard
@@ -52,8 +52,6 @@ class Event(ModelSQL, ModelView):
         cls._order = [('at', 'DESC'), ('id', 'DESC')]
         # Whoever may read the email reads its history
         cls.__access__.add('email')
-        t = cls.__table__()
-        cls._sql_indexes.add(Index(t, (t.email, Index.Equality())))
         # In 8.2 administrators pass every access right of the model
         for name in ['create', 'write', 'copy', 'delete', 'import_data']:
             cls.__rpc__.pop(name, None)

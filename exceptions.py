@@ -14,3 +14,11 @@ class BusyError(EmailQueueError):
 
 class UncertainWarning(UserWarning):
     pass
+
+
+class ExpiredWarning(UserWarning):
+    pass
+
+
+class UrgentWarning(UserWarning):
+    pass

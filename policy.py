@@ -157,6 +157,9 @@ def after(row, outcome, now, settings, chance=random.random):
         refused=join_lines(
             row.refused, (f'{a} {w}' for a, w in outcome.refused.items())),
         queue_id=_queue_id(row, outcome),
+        # Send Now has raised it for this attempt
+        priority=decided and row.own_priority or row.priority,
+        own_priority=None if decided else row.own_priority,
         attempts=row.attempts + decided,
         first_attempt=row.first_attempt or (now if decided else None))
     if not row.remaining:

@@ -103,13 +103,15 @@ class Row(NamedTuple):
     file_id: str
     sensitive: bool
     queue_id: str = None
+    own_priority: str = None
     # What is told in the history, no column of the table
     events: tuple = ()
 
     ended = (
         'state', 'accepted', 'refused', 'attempts', 'first_attempt',
         'uncertain', 'sent_at', 'error')
-    recorded = ended + ('scheduled_at', 'queue_id')
+    recorded = ended + (
+        'scheduled_at', 'queue_id', 'priority', 'own_priority')
 
     @property
     def ending(self):

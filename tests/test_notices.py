@@ -340,7 +340,7 @@ class ToldTestCase(RPCTestCase, NoticesTestCase):
         self.receive(about(JOHN))
         self.assertEqual(
             self.notified(),
-            [('clerk', "Email not delivered", [self.clerk.id])])
+            [('clerk', "Email not delivered", [self.id])])
 
     def test_archive_and_health(self):
         self.receive(about(JOHN))
