@@ -59,7 +59,7 @@ class Again:
                         'resource': (
                             str(email.resource) if email.resource else None),
                         'scheduled_at': utc_now(),
-                        'original': email.id,
+                        'again_of': email.id,
                         }])
         cls.events.get_target().tell(
             'sent_again', lambda t: t.id == email.id,

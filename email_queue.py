@@ -232,10 +232,10 @@ class EmailQueue(
             },
         help="When a notice came that the email did not reach a recipient "
         "whom the server had accepted.")
-    original = fields.Many2One(
+    again_of = fields.Many2One(
         'email.queue', "Original", readonly=True, ondelete='SET NULL',
         states={
-            'invisible': ~Eval('original'),
+            'invisible': ~Eval('again_of'),
             },
         help="The email that was sent again by this one.")
     again = fields.Function(
@@ -315,8 +315,8 @@ class EmailQueue(
                     t, (t.resource, Index.Similarity(begin=True)),
                     where=t.resource != ''),
                 Index(
-                    t, (t.original, Index.Range()),
-                    where=t.original != Null),
+                    t, (t.again_of, Index.Range()),
+                    where=t.again_of != Null),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
                 Index(t, (t.create_date, Index.Range())),
                 Index(
@@ -503,10 +503,10 @@ class EmailQueue(
         t = cls.__table__()
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.select(
-                t.original, t.id, order_by=[t.id],
-                where=fields.SQL_OPERATORS['in'](t.original, list(found))))
-        for original, id_ in cursor:
-            found[original].append(id_)
+                t.again_of, t.id, order_by=[t.id],
+                where=fields.SQL_OPERATORS['in'](t.again_of, list(found))))
+        for again_of, id_ in cursor:
+            found[again_of].append(id_)
         return found
 
     @classmethod

@@ -119,8 +119,8 @@ class SendAgainTestCase(AgainTestCase):
         # Both name each other
         row, = self.postmaster.queue('read', [id_], ['again'])
         self.assertEqual(list(row['again']), [again])
-        row, = self.postmaster.queue('read', [again], ['original'])
-        self.assertEqual(row['original'], id_)
+        row, = self.postmaster.queue('read', [again], ['again_of'])
+        self.assertEqual(row['again_of'], id_)
         self.assertEqual(self.history(id_), [(
                     'sent_again', f'{JANE}\n{JOHN}',
                     self.read(again, 'message_id'), 'postmaster')])
@@ -160,7 +160,7 @@ class SendAgainTestCase(AgainTestCase):
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
             EmailQueue.delete([EmailQueue(id_)])
-        self.assertIsNone(self.read(again, 'original'))
+        self.assertIsNone(self.read(again, 'again_of'))
 
     def test_no_client(self):
         "Test no client calls what the buttons call"
