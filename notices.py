@@ -18,6 +18,7 @@ from trytond.transaction import Transaction, without_check_access
 from . import bounce
 from .access import check_writable
 from .address import NULL_SENDER, on_the_wire
+from .dead import GONE
 from .exceptions import BusyError
 from .history import about
 from .recipients import join_lines, refused_words, split_addresses, split_lines
@@ -159,7 +160,7 @@ class Notices:
     @classmethod
     def _receive(cls, email, recipients):
         "Record what a notice says and return whether the email was refused"
-        bounced, delayed = {}, {}
+        bounced, delayed, gone = {}, {}, {}
         for recipient in recipients:
             if recipient.action not in {'failed', 'delayed'}:
                 continue
@@ -169,9 +170,12 @@ class Notices:
             if address := email.find(recipient, email.taken):
                 told = bounced if recipient.action == 'failed' else delayed
                 told[address] = recipient.words
+                if told is bounced and recipient.status in GONE:
+                    gone[address.lower()] = recipient.words, email.id
         if bounced:
             cls._refuse(email, bounced)
             cls._tell_once(email, about('bounced', bounced))
+            Pool().get('email.queue.address').learn(gone, refused=False)
         if delayed:
             cls._tell_once(email, about('delayed', delayed))
         return bool(bounced)

@@ -79,6 +79,7 @@ class Retention:
                 cls._delete)
         with _own_transaction(autocommit=True):
             purge(cls)
+            Pool().get('email.queue.address').clean()
         logger.info(
             "%d emails deleted, the messages of %d removed", deleted, emptied)
 
@@ -116,6 +117,7 @@ class Retention:
         ids = {
             *cls._naming(address), *cls._mentioning(address),
             *Event.naming(address)}
+        Pool().get('email.queue.address').erase(address)
         deleted = changed = busy = 0
         for sub_ids in grouped_slice(sorted(ids), BATCH):
             sub_ids = list(sub_ids)

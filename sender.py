@@ -19,6 +19,7 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
 from . import identity, smtp
+from .dead import Addresses
 from .exceptions import EmailQueueError
 from .history import told
 from .mime import original_to
@@ -75,6 +76,7 @@ class Sender:
         self._recorder = Recorder(store, self._gate, settings, caller.touch)
         self._stopping = threading.Event()
         self._stopped_early = self._is_blocked = False
+        self._addresses = Addresses(store, bool(settings.redirect))
         self._suspects = Suspects()
         self._patience = Patience()
         self._pace = Pace(settings.connections)
@@ -98,6 +100,7 @@ class Sender:
                     self._wait()
                     self._collect()
                     self._recorder.record()
+                    self._addresses.flush()
                     self._beat()
             finally:
                 insist(
@@ -147,7 +150,7 @@ class Sender:
             self._is_blocked = True
 
     def _hold(self, rows):
-        for row in rows:
+        for row in self._addresses.look_up(rows):
             self._held[row.id] = row._replace(msg=None)
             self._work.put(row)
         # Only now: were it to fail, the rows would be given back
@@ -222,6 +225,7 @@ class Sender:
         for before, outcome in pairs:
             row = after(before, outcome, self._now, self._settings)
             self._recorder.add(told(before, row, outcome, suspect))
+            self._addresses.learn(before, outcome)
             if row.state == 'failed':
                 self.failed.append(row.id)
             if outcome or row.state == 'failed':
@@ -329,7 +333,12 @@ def _deliver(client, row, redirect):
         mail = _mail(row)
         if redirect:
             return _redirect(client, mail, redirect)
-        return client.deliver(mail)
+        dead = dict(row.dead)
+        outcome = client.deliver(mail._replace(
+                to_addrs=tuple(a for a in mail.to_addrs if a not in dead)))
+        if not outcome.trouble:
+            outcome.refused.update(dead)
+        return outcome
     except Exception as error:
         # A message without bytes, with an address that is none …
         logger.debug("email %d can not be sent", row.id, exc_info=True)

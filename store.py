@@ -104,8 +104,10 @@ class Row(NamedTuple):
     sensitive: bool
     queue_id: str = None
     own_priority: str = None
-    # What is told in the history, no column of the table
+    # What is told in the history, and the recipients that are not tried, each
+    # with the reason: no columns of the table
     events: tuple = ()
+    dead: tuple = ()
 
     ended = (
         'state', 'accepted', 'refused', 'attempts', 'first_attempt',
@@ -137,7 +139,7 @@ class Row(NamedTuple):
         return bool(self.expires_at) and self.expires_at <= now
 
 
-_columns = [name for name in Row._fields if name != 'events']
+_columns = [name for name in Row._fields if name not in {'events', 'dead'}]
 _ending = operator.attrgetter(*Row.ended)
 
 

@@ -27,9 +27,10 @@ FAILED = [
 
 
 @unittest.skipUnless(
-    find_spec('trytond.modules.inbound_email'), "it is not installed")
+    find_spec('trytond.modules.inbound_email')
+    and find_spec('trytond.modules.party'), "they are not installed")
 class InboundTestCase(QueueTestCase):
-    modules = ['inbound_email', 'email_queue']
+    modules = ['inbound_email', 'party', 'email_queue']
 
     @classmethod
     def setUpClass(cls):
@@ -122,6 +123,28 @@ class InboundTestCase(QueueTestCase):
         data = notice([{'Final-Recipient': f'rfc822;{dead}'}])
         self.assertGreaterEqual(self.post(data), 400)
         self.assertEqual(self.inbound(), [])
+
+    def test_contact_mechanism(self):
+        "Test a party shows that an address does not work"
+        self.queue('rcpt-550-5.1.1-no@example.com')
+        self.send_all()
+        with self.transaction():
+            party = Pool().get('party.party')(name="Jane")
+            party.contact_mechanisms = [
+                {'type': 'email', 'value': 'Rcpt-550-5.1.1-no@example.com'},
+                {'type': 'email', 'value': JANE},
+                {'type': 'other', 'value': 'rcpt-550-5.1.1-no@example.com'},
+                ]
+            party.save()
+            dead, *others = party.contact_mechanisms
+            self.assertTrue(dead.dead_since)
+            self.assertEqual([m.dead_since for m in others], [None, None])
+            for type_ in ['form', 'tree']:
+                view_id = Pool().get('ir.model.data').get_id(
+                    'party', f'contact_mechanism_view_{type_}')
+                view = Pool().get('party.contact_mechanism').fields_view_get(
+                    view_id, type_)
+                self.assertIn('dead_since', view['fields'])
 
     @unittest.skipIf(DB_NAME == ':memory:', "it is a matter of SQLite's file")
     @unittest.skipUnless(postfix.available(), "there is no Postfix")

@@ -77,7 +77,7 @@ class QueueTestCase(unittest.TestCase):
         with self.transaction():
             cursor = Transaction().connection.cursor()
             for table in [
-                    'email_queue_event', 'email_queue',
+                    'email_queue_address', 'email_queue_event', 'email_queue',
                     'email_queue_identity', 'ir_error',
                     'ir_queue']:
                 cursor.execute(f'DELETE FROM {table}')
