@@ -205,7 +205,7 @@ class Addresses:
     def _try(self, function, *args, **keywords):
         try:
             return function(*args, **keywords)
-        except self._store.Error:
+        except Exception:
             logger.info("nothing is learned of addresses", exc_info=True)
 
     def look_up(self, rows):

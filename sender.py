@@ -105,7 +105,8 @@ class Sender:
             finally:
                 insist(
                     self._stop, self._keep_slot, self._join, self._collect,
-                    self._give_back, self._recorder.finish)
+                    self._give_back, self._recorder.finish,
+                    self._addresses.flush)
         self._log()
 
     @property

@@ -111,9 +111,8 @@ class Row(NamedTuple):
 
     ended = (
         'state', 'accepted', 'refused', 'attempts', 'first_attempt',
-        'uncertain', 'sent_at', 'error')
-    recorded = ended + (
-        'scheduled_at', 'queue_id', 'priority', 'own_priority')
+        'uncertain', 'sent_at', 'error', 'priority', 'own_priority')
+    recorded = ended + ('scheduled_at', 'queue_id')
 
     @property
     def ending(self):
@@ -743,18 +742,18 @@ class Store:
             self._execute(t.insert(
                     [t.email, t.at, t.kind, t.recipients, t.words], values))
 
-    def _lock_held(self, ids):
-        "Lock the rows that the sender still holds and return their ids"
+    def _held(self, ids, lock=False):
+        "Return which of the rows the sender still holds"
         t = self.Model.__table__()
         query = t.select(t.id, where=self._holding(t, ids))
-        if self.has_locks:
+        if lock and self.has_locks:
             query.for_ = For('UPDATE')
         return [id_ for id_, in self._execute(query).fetchall()]
 
     def _record_told(self, rows):
         "Record rows together with what is told of them"
         with self._atomic():
-            held = set(self._lock_held([r.id for r in rows]))
+            held = set(self._held([r.id for r in rows], lock=True))
             rows = [r for r in rows if r.id in held]
             self._tell((r.id, event) for r in rows for event in r.events)
             return (
@@ -836,11 +835,14 @@ class Store:
                     True, crashes + 1,
                     utc_now() + UNRECORDED_DELAY * 2 ** crashes,
                     NOT_RECORDED]
-            with self._atomic():
-                ids = self._lock_held(ids)
-                self._tell((id_, told[taken]) for id_ in ids)
-                self._execute(t.update(
-                        columns, values, where=self._holding(t, ids)))
+            held = self._held(ids)
+            self._execute(t.update(
+                    columns, values, where=self._holding(t, ids)))
+            try:
+                self._tell((id_, told[taken]) for id_ in held)
+            except self.Error:
+                # The rows are more than their history
+                logger.warning("it is not told", exc_info=True)
         forget(Transaction())
 
     def record(self, rows):

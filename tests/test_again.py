@@ -430,6 +430,20 @@ class RetryTestCase(AgainTestCase):
                     [priority, None])
                 self.clear()
 
+    def test_send_now_together(self):
+        "Test those that are sent together have their own priorities again"
+        ids = [
+            self.queue(f'r{i}@example.com', priority=p)
+            for i in range(10) for p in ['bulk', 'normal']]
+        with self.transaction():
+            EmailQueue = Pool().get('email.queue')
+            with Transaction().set_context(_skip_warnings=True):
+                EmailQueue.send_now(EmailQueue.browse(ids))
+        self.send_all()
+        self.assertEqual(set(self.rows_of('state')), {'sent'})
+        self.assertEqual(self.rows_of('priority'), ['30', '20'] * 10)
+        self.assertEqual(self.rows_of('own_priority'), [None] * 20)
+
     def test_send_now_in_trouble(self):
         "Test it stays urgent while the server takes nothing"
         id_ = self.queue(JANE, priority='bulk')

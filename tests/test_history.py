@@ -293,6 +293,17 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
         self.assertIn("could not be recorded", words)
         self.assertEqual(self.history(other), [('put_back', None, None, None)])
 
+    def test_put_back_without(self):
+        "Test what can not be told is put back nevertheless"
+        id_ = self.queue()
+        with self.store(1) as store:
+            rows = store.claim(10, 10 ** 9)
+            with patch.object(store, '_tell', side_effect=store.Error):
+                store.put_back(
+                    [r._replace(state='sent') for r in rows], 'outbox')
+        self.assertEqual(
+            self.read(id_, 'state', 'uncertain'), ['outbox', True])
+
 
 class PersonTestCase(HistoryTestCase):
     "Test what people do is told with their names"
