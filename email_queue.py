@@ -20,13 +20,14 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 
 from . import (
-    behalf, files, identity, incomplete, notification, oauth, original, policy,
-    preview, replies, sender)
+    again, behalf, files, identity, incomplete, notices, notification, oauth,
+    original, policy, preview, replies, sender)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
     envelope_to, options)
-from .exceptions import EmailQueueError, UncertainWarning
+from .exceptions import (
+    EmailQueueError, ExpiredWarning, UncertainWarning, UrgentWarning)
 from .mime import describe, prepare
 from .recipients import remaining
 from .retention import Retention
@@ -52,7 +53,8 @@ IDS_LENGTH = 1000
 ID_LENGTH = 18
 
 
-class EmailQueue(Retention, ModelSQL, ModelView):
+class EmailQueue(
+        again.Again, notices.Notices, Retention, ModelSQL, ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -144,6 +146,9 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             (PRIORITIES['normal'], "Normal"),
             (PRIORITIES['bulk'], "Bulk"),
             ], "Priority", sort=False, required=True, readonly=True)
+    own_priority = fields.Char(
+        "Own Priority", readonly=True,
+        help="The priority that Send Now has raised, until the next attempt.")
     server = fields.Char(
         "Server", readonly=True,
         states={
@@ -225,6 +230,39 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             'invisible': ~Eval('error'),
             },
         help="The last answer of the server that was not good.")
+    queue_id = fields.Text(
+        "Queue ID", readonly=True,
+        states={
+            'invisible': ~Eval('queue_id'),
+            },
+        help="What the server calls the email in its own log.")
+    bounced_at = fields.Timestamp(
+        "Bounced at", readonly=True,
+        states={
+            'invisible': ~Eval('bounced_at'),
+            },
+        help="When a notice came that the email did not reach a recipient "
+        "whom the server had accepted.")
+    again_of = fields.Many2One(
+        'email.queue', "Original", readonly=True, ondelete='SET NULL',
+        states={
+            'invisible': ~Eval('again_of'),
+            },
+        help="The email that was sent again by this one.")
+    again = fields.Function(
+        fields.Many2Many(
+            'email.queue', None, None, "Sent Again", readonly=True,
+            states={
+                'invisible': ~Eval('again'),
+                },
+            help="The emails that have sent this one again."),
+        'get_again')
+    events = fields.One2Many(
+        'email.queue.event', 'email', "History", readonly=True,
+        states={
+            'invisible': ~Eval('events'),
+            },
+        help="What happened besides a plain success, the latest first.")
     state = fields.Selection([
             ('outbox', "Outbox"),
             ('sending', "Sending"),
@@ -247,7 +285,7 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         # As read returns them
         for name in [
                 'create_date', 'scheduled_at', 'expires_at', 'first_attempt',
-                'sent_at', 'suspect_since']:
+                'sent_at', 'bounced_at', 'suspect_since']:
             getattr(cls, name).format = '%H:%M:%S'
 
         t = cls.__table__()
@@ -285,11 +323,18 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                     (t.id, Index.Range()),
                     where=t.state == 'cancelled'),
                 Index(t, (t.message_id, Index.Equality())),
+                # Notices about what Amazon SES has given another Message-ID
+                Index(
+                    t, (t.queue_id, Index.Equality()),
+                    where=t.queue_id.like(notices.SES_ID)),
                 # A search by the ORM
                 Index(t, (Coalesce(t.message_id, ''), Index.Equality())),
                 Index(
                     t, (t.resource, Index.Similarity(begin=True)),
                     where=t.resource != ''),
+                Index(
+                    t, (t.again_of, Index.Range()),
+                    where=t.again_of != Null),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
                 Index(t, (t.create_date, Index.Range())),
                 Index(
@@ -309,6 +354,14 @@ class EmailQueue(Retention, ModelSQL, ModelView):
                 },
             cancel={
                 'invisible': ~Eval('state').in_(['outbox', 'failed']),
+                'depends': ['state'],
+                },
+            send_again={
+                'invisible': Eval('state') != 'sent',
+                'depends': ['state'],
+                },
+            send_to={
+                'invisible': Eval('state') != 'failed',
                 'depends': ['state'],
                 },
             )
@@ -472,6 +525,18 @@ class EmailQueue(Retention, ModelSQL, ModelView):
         if self.state in {'outbox', 'sending'}:
             return '\n'.join(remaining(
                     self.to_addrs, self.accepted, self.refused))
+
+    @classmethod
+    def get_again(cls, emails, name):
+        found = {e.id: [] for e in emails}
+        t = cls.__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.again_of, t.id, order_by=[t.id],
+                where=fields.SQL_OPERATORS['in'](t.again_of, list(found))))
+        for again_of, id_ in cursor:
+            found[again_of].append(id_)
+        return found
 
     @classmethod
     def get_resources(cls):
@@ -790,7 +855,10 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     @classmethod
     @ModelView.button
     def send_now(cls, emails):
+        cls._warn_many(emails)
         cls._move(emails, {'outbox'}, {
+                # Until the next attempt only: see policy.after
+                'own_priority': lambda t: Coalesce(t.own_priority, t.priority),
                 'priority': PRIORITIES['urgent'],
                 'scheduled_at': utc_now(),
                 })
@@ -801,22 +869,34 @@ class EmailQueue(Retention, ModelSQL, ModelView):
     def retry(cls, emails):
         cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
+        now = database_time()
+        expired = [e for e in emails if e.expires_at and e.expires_at <= now]
+        cls._warn_expired(expired)
+        values = {
+            'state': 'outbox',
+            'attempts': 0,
+            'crashes': 0,
+            'first_attempt': None,
+            'uncertain': False,
+            'refused': None,
+            'error': None,
+            'bounced_at': None,
+            'suspect': None,
+            'suspect_since': None,
+            }
         # What cannot be changed ends it before anything is
         for _ in cls._on_behalf(emails):
             pass
-        cls._move(emails, {'failed', 'cancelled'}, {
-                'state': 'outbox',
-                'attempts': 0,
-                'crashes': 0,
-                'first_attempt': None,
-                'uncertain': False,
+        # What a person has stopped goes on as it was meant to
+        resumed = [
+            e for e in emails if e.state == 'cancelled' and e not in expired]
+        cls._move(resumed, {'cancelled'}, values, 'retried')
+        cls._move(
+            [e for e in emails if e not in resumed], {'failed', 'cancelled'}, {
+                **values,
                 'scheduled_at': utc_now(),
                 'expires_at': None,
-                'refused': None,
-                'error': None,
-                'suspect': None,
-                'suspect_since': None,
-                })
+                }, 'retried')
         with without_check_access():
             for email, values in cls._on_behalf(emails):
                 cls.write([email], values)
@@ -861,37 +941,58 @@ class EmailQueue(Retention, ModelSQL, ModelView):
 
     @classmethod
     def _warn_uncertain(cls, emails):
-        Warning = Pool().get('res.user.warning')
-        if emails:
-            key = Warning.format('email_queue_retry_uncertain', emails)
-            if Warning.check(key):
-                names = [
-                    f'{e.rec_name} ({e.to_addrs})'[:VALUE_LENGTH]
-                    for e in emails[:NAMES]]
-                if len(emails) > NAMES:
-                    names.append('…')
-                raise UncertainWarning(
-                    key,
-                    gettext('email_queue.msg_retry_uncertain'),
-                    '\n'.join(names))
+        _warn(
+            UncertainWarning, 'email_queue_retry_uncertain', emails,
+            'email_queue.msg_retry_uncertain')
+
+    @classmethod
+    def _warn_expired(cls, emails):
+        _warn(
+            ExpiredWarning, 'email_queue_retry_expired', emails,
+            'email_queue.msg_retry_expired')
+
+    @classmethod
+    def _warn_many(cls, emails):
+        if len(emails) > 1:
+            _warn(
+                UrgentWarning, 'email_queue_send_now', emails,
+                'email_queue.msg_send_now_many', number=len(emails))
 
     @classmethod
     @ModelView.button
     def cancel(cls, emails):
-        cls._move(emails, {'outbox', 'failed'}, {'state': 'cancelled'})
+        cls._move(
+            emails, {'outbox', 'failed'}, {'state': 'cancelled'}, 'cancelled')
 
     @classmethod
-    def _move(cls, emails, states, values):
+    @ModelView.button
+    def send_again(cls, emails):
+        for email in emails:
+            if email.state != 'sent':
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_changed', email=email.rec_name))
+            cls.queue_again(email)
+
+    @classmethod
+    @ModelView.button_action('email_queue.wizard_send_to')
+    def send_to(cls, emails):
+        pass
+
+    @classmethod
+    def _move(cls, emails, states, values, kind=None):
         """Write ``values`` where the state is still in ``states``.
 
         By SQL as a sender may claim the same row at the same moment.
+
+        :param values: each can be a function of the table.
+        :param kind: of the event that is told in the history.
         """
         check_writable()
         transaction = Transaction()
         cursor = transaction.connection.cursor()
         t = cls.__table__()
         values = {
-            **values,
+            **{n: v(t) if callable(v) else v for n, v in values.items()},
             'write_date': utc_now(),
             'write_uid': transaction.user,
             }
@@ -903,7 +1004,24 @@ class EmailQueue(Retention, ModelSQL, ModelView):
             if not cursor.rowcount:
                 raise EmailQueueError(gettext(
                         'email_queue.msg_changed', email=email.rec_name))
+        if kind and emails:
+            ids = [e.id for e in emails]
+            cls.events.get_target().tell(
+                kind, lambda t: fields.SQL_OPERATORS['in'](t.id, ids))
         forget(transaction)
+
+
+def _warn(Class, name, emails, message, **values):
+    "Ask the user to go on with emails, which the warning names"
+    Warning = Pool().get('res.user.warning')
+    key = Warning.format(name, emails)
+    if emails and Warning.check(key):
+        names = [
+            f'{e.rec_name} ({e.to_addrs})'[:VALUE_LENGTH]
+            for e in emails[:NAMES]]
+        if len(emails) > NAMES:
+            names.append('…')
+        raise Class(key, gettext(message, **values), '\n'.join(names))
 
 
 def _read_resources(references, names):

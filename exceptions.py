@@ -8,6 +8,10 @@ class EmailQueueError(UserError):
     pass
 
 
+class BusyError(EmailQueueError):
+    "An email is with a sender at this moment"
+
+
 class UncertainWarning(UserWarning):
     pass
 
@@ -21,3 +25,11 @@ class LoginError(Exception):
     def __init__(self, words):
         super().__init__(words)
         self.words = words
+
+
+class ExpiredWarning(UserWarning):
+    pass
+
+
+class UrgentWarning(UserWarning):
+    pass

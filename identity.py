@@ -194,6 +194,8 @@ def _cancel():
     transaction = Transaction()
     t = Pool().get('email.queue').__table__()
     cursor = transaction.connection.cursor()
+    Event = Pool().get('email.queue.event')
+    Event.tell('cancelled', lambda t: t.state.in_(WAITING))
     cursor.execute(*t.update(
             [t.state, t.sender, t.write_date, t.write_uid],
             ['cancelled', Null, utc_now(), transaction.user],

@@ -3,10 +3,13 @@
 
 from trytond.i18n import gettext
 from trytond.model import Index, ModelView, dualmethod, fields
+from trytond.model.exceptions import AccessError
 from trytond.pool import Pool, PoolMeta
 from trytond.pyson import Eval, If
-from trytond.transaction import Transaction, check_access
+from trytond.transaction import Transaction, check_access, without_check_access
 
+from .access import looks_after_queue
+from .exceptions import EmailQueueError
 from .recipients import masked
 from .sendmail import queue_now
 
@@ -91,6 +94,34 @@ class Email(metaclass=PoolMeta):
                     If(Eval('delivery') == 'sent', 'success', '')),
                 ['delivery']),
             ]
+
+    @classmethod
+    def queue_again(cls, emails):
+        """Queue what was sent once more, with an archived email of its own.
+
+        For who has queued it, and for who looks after the queue.
+        """
+        with check_access():
+            cls.read([e.id for e in emails], ['id'])
+        EmailQueue = Pool().get('email.queue')
+        t = EmailQueue.__table__()
+        cursor = Transaction().connection.cursor()
+        for email in emails:
+            cursor.execute(*t.select(
+                    t.id, t.create_uid, where=(t.state == 'sent')
+                    & (t.message_id == (email.message_id or None)),
+                    order_by=[t.id.desc], limit=1))
+            row = cursor.fetchone()
+            if not row:
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_changed', email=email.rec_name))
+            id_, author = row
+            # Not the author of the archived email, who can name any other one
+            if author != Transaction().user and not looks_after_queue():
+                raise AccessError(gettext('email_queue.msg_again_not_own'))
+            with without_check_access():
+                again = EmailQueue.queue_again(EmailQueue(id_))
+                cls.copy([email], {'message_id': again.message_id})
 
     @classmethod
     def get_delivery(cls, emails, names):

@@ -6,7 +6,6 @@ import textwrap
 from collections import defaultdict
 
 from trytond.i18n import gettext, ngettext
-from trytond.model import fields
 from trytond.pool import Pool
 from trytond.tools import grouped_slice
 from trytond.transaction import Transaction, check_access, without_check_access
@@ -17,8 +16,11 @@ MODEL = 'email.queue'
 METHOD = 'email.queue|send_all'
 ICON = 'tryton-warning'
 ACTION = 'email_queue.act_email_queue_form'
+OWN = 'email.queue.own'
 # More are told by their number
 EMAILS = 20
+# A client opens so many records at most
+RECORDS = 1000
 DESCRIPTION_LENGTH = 300
 SLICE = 1000
 
@@ -95,8 +97,6 @@ def tell(users, label, words, n, **variables):
 
 def _notification(user, Model, ids):
     pool = Pool()
-    Action = pool.get('ir.action')
-    ModelData = pool.get('ir.model.data')
     Notification = pool.get('res.notification')
     notification = Notification(user=user, icon=ICON)
     language = user.language.code if user.language else None
@@ -106,16 +106,15 @@ def _notification(user, Model, ids):
         if len(ids) > EMAILS:
             notification.description = ngettext(
                 'email_queue.msg_failed_many', len(ids), number=len(ids))
-            if _reads(user, Model.__name__):
-                notification.action = Action.get_action_id(
-                    ModelData.get_id(ACTION))
-            return notification
-        emails = Model.browse(ids)
-        notification.description = textwrap.shorten(
-            _description(emails), DESCRIPTION_LENGTH, placeholder='…')
-        if target := _target(user, emails):
-            notification.model, ids = target
-            notification.records = json.dumps(ids)
+        else:
+            notification.description = textwrap.shorten(
+                _description(Model.browse(ids)), DESCRIPTION_LENGTH,
+                placeholder='…')
+        # Just those that have failed; who may not read the queue opens what
+        # they may read of their own
+        notification.model = (
+            Model.__name__ if _reads(user, Model.__name__) else OWN)
+        notification.records = json.dumps(ids[-RECORDS:])
     return notification
 
 
@@ -127,37 +126,6 @@ def _description(emails):
             error=email.error)
     return ngettext('email_queue.msg_failed_some', len(emails),
         number=len(emails), subjects=', '.join(e.rec_name for e in emails))
-
-
-def _target(user, emails):
-    """Return the model and the ids that a notification opens.
-
-    The records that the emails are about, else the emails, for who may not
-    read those either what is archived of them.
-    """
-    resources = {str(e.resource): e.resource for e in emails}.values()
-    models = {getattr(r, '__name__', None) for r in resources}
-    if len(models) == 1 and _reads(user, *models):
-        return models.pop(), [r.id for r in resources]
-    model = emails[0].__name__
-    if _reads(user, model):
-        return model, [e.id for e in emails]
-    if archived := _archived(user, emails):
-        return 'ir.email', archived
-
-
-def _archived(user, emails):
-    "Return the ids of what the user has archived of the emails"
-    t = Pool().get('ir.email').__table__()
-    message_ids = [e.message_id for e in emails if e.message_id]
-    cursor = Transaction().connection.cursor()
-    # A search by the ORM makes no use of the index
-    cursor.execute(*t.select(
-            t.id,
-            where=fields.SQL_OPERATORS['in'](t.message_id, message_ids)
-            & (t.create_uid == user.id),
-            order_by=[t.id]))
-    return [id_ for id_, in cursor]
 
 
 def _reads(user, model):

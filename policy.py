@@ -48,7 +48,9 @@ UNCERTAIN_DELAY = dt.timedelta(minutes=15)
 RETRY_DELAY_MAX = dt.timedelta(hours=4)
 URI = 'uri_'
 # Named servers have their own of these
-OWN_SETTINGS = {'senders', 'connections', 'rate'}
+OWN_SETTINGS = {'senders', 'connections', 'rate', 'return_path'}
+# Those that are one address
+ADDRESSES = {'redirect', 'return_path'}
 
 
 def servers():
@@ -95,6 +97,7 @@ class Settings:
     clean_body_days: float = 7
     hold: bool = False
     redirect: str = ''
+    return_path: str = ''
 
     may_be_zero = {'clean_days', 'clean_body_days'}
 
@@ -125,8 +128,8 @@ class Settings:
 
         :raises ValueError: it is none.
         """
-        if field.name == 'redirect':
-            address, = addresses('redirect', text)
+        if field.name in ADDRESSES:
+            address, = addresses(field.name, text)
             return address
         if field.type is bool:
             try:
@@ -166,6 +169,10 @@ def after(row, outcome, now, settings, chance=random.random):
         accepted=join_lines(row.accepted, outcome.accepted),
         refused=join_lines(
             row.refused, (f'{a} {w}' for a, w in outcome.refused.items())),
+        queue_id=_queue_id(row, outcome),
+        # Send Now has raised it for this attempt
+        priority=decided and row.own_priority or row.priority,
+        own_priority=None if decided else row.own_priority,
         attempts=row.attempts + decided,
         first_attempt=row.first_attempt or (now if decided else None))
     if decided:
@@ -284,6 +291,12 @@ def _suspect_delay(since, now):
 def login_delay(refused):
     "Return how long no login is tried after so many were refused"
     return min(dt.timedelta(minutes=2 ** min(refused - 1, 9)), LOGIN_DELAY_MAX)
+
+
+def _queue_id(row, outcome):
+    "Return the names that the server has for what it took of the row"
+    ids = filter(None, [row.queue_id, *outcome.queue_ids])
+    return '\n'.join(dict.fromkeys(ids)) or None
 
 
 def next_attempt(row, now, settings, chance=random.random):

@@ -37,7 +37,7 @@ BATCH = 1000
 ERASED = '***'
 NAMED_IN = [
     'from_addr', 'to_addrs', 'accepted', 'refused', 'error', 'subject',
-    'mail_options', 'rcpt_options']
+    'mail_options', 'rcpt_options', 'queue_id']
 # Without any of it the text of a message is what its bytes are
 _encoded = re.compile(rb'base64|quoted-printable|=\?|&#|utf-?(?:7|16|32)')
 
@@ -79,6 +79,7 @@ class Retention:
                 cls._delete)
         with _own_transaction(autocommit=True):
             purge(cls)
+            Pool().get('email.queue.address').clean()
         logger.info(
             "%d emails deleted, the messages of %d removed", deleted, emptied)
 
@@ -112,7 +113,11 @@ class Retention:
         check_writable()
         address = _Address(address)
         cursor = Transaction().connection.cursor()
-        ids = {*cls._naming(address), *cls._mentioning(address)}
+        Event = cls.events.get_target()
+        ids = {
+            *cls._naming(address), *cls._mentioning(address),
+            *Event.naming(address)}
+        Pool().get('email.queue.address').erase(address)
         deleted = changed = busy = 0
         for sub_ids in grouped_slice(sorted(ids), BATCH):
             sub_ids = list(sub_ids)
@@ -129,6 +134,7 @@ class Retention:
             with without_check_access():
                 for email in change:
                     cls.write([email], address.erased_from(email))
+                Event.erase(change, address)
                 cls.delete(delete)
             deleted += len(delete)
             changed += len(change)
@@ -318,6 +324,9 @@ class _Address:
     def is_in(self, text):
         return bool(self._pattern.search(text or ''))
 
+    def masked(self, text):
+        return self._pattern.sub(ERASED, text) if text else text
+
     def is_in_message(self, data):
         # Most messages have not even the part that can be found fast
         lower = data.lower()
@@ -374,7 +383,7 @@ class _Address:
             return ' '.join(o for o in text.split() if not self.is_in(o))
         if name in {'accepted', 'refused'}:
             text = without(text, self._equals)
-        return self._pattern.sub(ERASED, text) or None
+        return self.masked(text) or None
 
 
 def _bare(text):

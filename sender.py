@@ -21,7 +21,9 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
 from . import identity, oauth, smtp
+from .dead import Addresses
 from .exceptions import EmailQueueError
+from .history import told
 from .known import recall, retain
 from .mime import original_to
 from .policy import (
@@ -83,6 +85,7 @@ class Sender:
         self._recorder = Recorder(store, self._gate, settings, caller.touch)
         self._stopping = threading.Event()
         self._stopped_early = self._is_blocked = False
+        self._addresses = Addresses(store, bool(settings.redirect))
         self._suspects = Suspects()
         self._patience = Patience()
         self._pace = Pace(settings.connections)
@@ -113,11 +116,13 @@ class Sender:
                     self._wait()
                     self._collect()
                     self._recorder.record()
+                    self._addresses.flush()
                     self._beat()
             finally:
                 insist(
                     self._stop, self._keep_slot, self._join, self._collect,
-                    self._give_back, self._recorder.finish)
+                    self._give_back, self._recorder.finish,
+                    self._addresses.flush)
         self._log()
 
     @property
@@ -162,7 +167,7 @@ class Sender:
             self._is_blocked = True
 
     def _hold(self, rows):
-        for row in rows:
+        for row in self._addresses.look_up(rows):
             self._held[row.id] = row._replace(msg=None)
             self._work.put(row)
         # Only now: were it to fail, the rows would be given back
@@ -261,19 +266,20 @@ class Sender:
         for row, outcome in pairs:
             if outcome and outcome.accepted:
                 self._accepted_partly(row, outcome)
+            self._addresses.learn(row, outcome)
             self._record(
-                after(row, outcome, self._now, self._settings), bool(outcome))
+                row, after(row, outcome, self._now, self._settings), outcome)
 
     def _accepted_partly(self, row, outcome):
         "Remember what no row in the state sent will show"
         if len(outcome.accepted) < len(row.remaining):
             self.known = self.known._replace(accepted_at=self._now)
 
-    def _record(self, row, handed_over):
-        self._recorder.add(row)
+    def _record(self, before, row, outcome):
+        self._recorder.add(told(before, row, outcome))
         if row.state == 'failed':
             self.failed.append(row.id)
-        if handed_over or row.state == 'failed':
+        if outcome or row.state == 'failed':
             self._counts[row.state] += 1
             _log_row(row)
 
@@ -284,10 +290,9 @@ class Sender:
             for row, outcome in pairs:
                 alone = alone and (self.accepted or not self._ask(
                         _suspected_alike, row, outcome.refusal))
-                self._record(
-                    suspected(
-                        row, outcome, self._now, self._settings, alone),
-                    handed_over=True)
+                after_ = suspected(
+                    row, outcome, self._now, self._settings, alone)
+                self._record(row, after_, outcome)
             if not alone:
                 self._stopped_early = True
                 self.trouble = self.trouble or first_words(pairs[0][1])
@@ -481,7 +486,8 @@ def client_of(Model, settings, name, server=None):
         messages=settings.messages_per_connection,
         recipients=settings.recipients,
         verdict=Model.verdict,
-        tokens=partial(Model.access_token, name))
+        tokens=partial(Model.access_token, name),
+        return_path=settings.return_path)
 
 
 def _mail(row):
@@ -498,7 +504,12 @@ def _deliver(client, row, redirect):
         mail = _mail(row)
         if redirect:
             return _redirect(client, mail, redirect)
-        return client.deliver(mail)
+        dead = dict(row.dead)
+        outcome = client.deliver(mail._replace(
+                to_addrs=tuple(a for a in mail.to_addrs if a not in dead)))
+        if not outcome.trouble:
+            outcome.refused.update(dead)
+        return outcome
     except Exception as error:
         # A message without bytes, with an address that is none …
         logger.debug("email %d can not be sent", row.id, exc_info=True)
@@ -896,9 +907,9 @@ def _send(store, email, settings, server, caller):
         outcome = None
         if not row.expired(store.now()):
             outcome = _send_row(store.Model, row, settings, server)
-        row = _judged(store, row, outcome, settings)
+        before, row = row, _judged(store, row, outcome, settings)
         recorder = Recorder(store, Gate(1), settings, caller.touch)
-        recorder.add(row)
+        recorder.add(told(before, row, outcome))
         insist(recorder.finish)
         _log_row(row)
         return row
@@ -920,6 +931,7 @@ def _send_row(Model, row, settings, server):
     if not (server_uri(row.server) or server):
         return smtp.Outcome(trouble=smtp.Trouble(
                 NOT_CONFIGURED.format(row.server), lasting=True))
+    settings = Settings.read(row.server)
     client = client_of(Model, settings, row.server, server=server)
     outcome = _deliver(client, row, settings.redirect)
     client.close()

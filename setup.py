@@ -67,7 +67,7 @@ setup(
             'locale/*.po',
             'icons/*.svg',
             ],
-        f'{PACKAGE}.tests': ['*.rst', '*.json', '*.pem'],
+        f'{PACKAGE}.tests': ['*.rst', '*.json', '*.pem', 'notices/*.eml'],
         },
     python_requires='>=3.10',
     install_requires=requires,
@@ -75,6 +75,7 @@ setup(
         # Those whose emails are captured
         'modules': [
             'trytond_account_dunning_email >= 8.0, < 8.3',
+            'trytond_inbound_email >= 8.0, < 8.3',
             'trytond_marketing_email >= 8.0, < 8.3',
             'trytond_notification_email >= 8.0, < 8.3',
             'trytond_web_user >= 8.0, < 8.3',
@@ -99,7 +100,10 @@ setup(
             'trytond_party >= 8.0, < 8.3',
             ],
         },
-    scripts=['bin/trytond-email-queue-health'],
+    scripts=[
+        'bin/trytond-email-queue-bounce',
+        'bin/trytond-email-queue-health',
+        ],
     entry_points=f"""
     [trytond.modules]
     {MODULE} = {PACKAGE}

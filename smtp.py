@@ -22,7 +22,7 @@ from typing import NamedTuple
 import trytond.config as config
 from trytond.sendmail import get_smtp_server
 
-from .address import on_the_wire
+from .address import NULL_SENDER, on_the_wire
 from .exceptions import LoginError
 from .mime import needs_smtputf8
 from .replies import (
@@ -43,6 +43,8 @@ BATCH_SIZE = 8 * 1024
 SLICE_SIZE = 256 * 1024
 LINE_LENGTH = 8 * 1024
 REPLY_LINES = 100
+# Of the name that a server gives an email that it has taken
+QUEUE_ID_LENGTH = 100
 # Connecting, TLS, EHLO and login together, in time-outs of one step
 OPENING_STEPS = 3
 # Threads of a server that may wait for a name server which does not answer
@@ -54,6 +56,10 @@ CLOSED = (
     smtplib.SMTPServerDisconnected, ConnectionResetError,
     ConnectionAbortedError, BrokenPipeError)
 
+# Postfix; Exim; OpenSMTPD and Sendmail; Amazon SES
+_queue_id = re.compile(
+    r'queued as (\S+)|\bid=(\S+)|\A(\S+) Message accepted for delivery'
+    r'|\AOk ([0-9a-f-]{40,})', re.I)
 _reply_line = re.compile(rb'([2-5]\d\d)(?:([ -])(.*))?')
 _control = re.compile(r'[\x00-\x1f\x7f]')
 _timeout = re.compile(r'[?&]timeout=(\d+)')
@@ -115,7 +121,8 @@ class Outcome:
     dot (``uncertain`` has the words). ``refusal`` is the step and the words
     without addresses and digits, so that it is equal for messages that the
     server refused alike; None where it accepted a recipient or named a
-    mailbox.
+    mailbox. ``queue_ids`` are the names that the server's own log has for what
+    it accepted.
     """
     accepted: list = field(default_factory=list)
     refused: dict = field(default_factory=dict)
@@ -123,6 +130,7 @@ class Outcome:
     uncertain: str = ''
     trouble: Trouble = None
     refusal: str = None
+    queue_ids: list = field(default_factory=list, compare=False)
 
     @property
     def decided(self):
@@ -201,11 +209,13 @@ class Client:
     :param tokens: a function that returns the token to log in with, None for
         the login by the password of the URI. Its argument ``refused`` is one
         that the server has refused.
+    :param return_path: the sender of the envelope instead of a message's own,
+        unless that is the null sender.
     """
 
     def __init__(self, uri=None, server=None, timeout=60, data_timeout=600,
             messages=100, recipients=50, verdict=verdict,
-            tokens=lambda refused=None: None):
+            tokens=lambda refused=None: None, return_path=''):
         self.uri = uri or config.get('email', 'uri')
         match = _timeout.search(self.uri)
         self.timeout = int(match[1]) if match else timeout
@@ -214,12 +224,15 @@ class Client:
         self.recipients = recipients
         self.verdict = verdict
         self.tokens = tokens
+        self.return_path = return_path
         self.pipelining = True
         self._server = self._given = server
         self._session = None
 
     def deliver(self, mail):
         "Return the :class:`Outcome` of sending ``mail`` to its recipients"
+        if self.return_path and mail.from_addr != NULL_SENDER:
+            mail = mail._replace(from_addr=self.return_path)
         outcome = Outcome()
         lost = False
         while remaining := outcome.remaining(mail.to_addrs):
@@ -787,6 +800,7 @@ class _Session:
             raise
         if reply.good:
             outcome.accept(recipients)
+            outcome.queue_ids.append(_queue_id_of(reply))
         elif self.messages > 1 and meaning(reply) == SESSION:
             raise _Lost(str(reply), ended=True)
         else:
@@ -872,6 +886,13 @@ class _Session:
             self._received += received
         line, _, self._received = self._received.partition(b'\n')
         return line.rstrip(b'\r')
+
+
+def _queue_id_of(reply):
+    text = reply.text.removeprefix(reply.status).strip()
+    match = _queue_id.search(text)
+    name = next(filter(None, match.groups())) if match else text
+    return name[:QUEUE_ID_LENGTH]
 
 
 def _size_limit(offers):

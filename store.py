@@ -16,10 +16,10 @@ import zlib
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from sql import Column, Literal, Null, Select, Window, With
+from sql import Cast, Column, For, From, Literal, Null, Select, Window, With
 from sql.aggregate import Max, Min, Sum
 from sql.conditionals import Case
-from sql.functions import AtTimeZone, CurrentTimestamp, Function
+from sql.functions import AtTimeZone, CurrentTimestamp, DateTrunc, Function
 
 from trytond import backend
 from trytond.i18n import gettext
@@ -28,6 +28,7 @@ from trytond.transaction import Transaction
 
 from . import files, incomplete
 from .exceptions import EmailQueueError
+from .history import Event
 from .recipients import remaining
 
 __all__ = [
@@ -72,6 +73,9 @@ CRASHES_ALONE, CRASHES_FAILED = 3, 10
 # From the second crash on, doubled with each
 CRASH_DELAY = dt.timedelta(minutes=1)
 UNRECORDED_DELAY = dt.timedelta(minutes=15)
+DIED = "its senders died"
+NOT_RECORDED = (
+    "the outcome could not be recorded: the message may have arrived")
 
 
 class Row(NamedTuple):
@@ -100,11 +104,18 @@ class Row(NamedTuple):
     sensitive: bool
     suspect: str
     suspect_since: dt.datetime
+    queue_id: str = None
+    own_priority: str = None
+    # What is told in the history, and the recipients that are not tried, each
+    # with the reason: no columns of the table
+    events: tuple = ()
+    dead: tuple = ()
 
     ended = (
         'state', 'accepted', 'refused', 'attempts', 'first_attempt',
-        'uncertain', 'sent_at', 'error', 'suspect', 'suspect_since')
-    recorded = ended + ('scheduled_at',)
+        'uncertain', 'sent_at', 'error', 'suspect', 'suspect_since',
+        'priority', 'own_priority')
+    recorded = ended + ('scheduled_at', 'queue_id')
 
     @property
     def ending(self):
@@ -130,6 +141,7 @@ class Row(NamedTuple):
         return bool(self.expires_at) and self.expires_at <= now
 
 
+_columns = [name for name in Row._fields if name not in {'events', 'dead'}]
 _ending = operator.attrgetter(*Row.ended)
 
 
@@ -192,6 +204,21 @@ class Tuple(Function):
     _function = ''
 
 
+class Unnest(Function):
+    __slots__ = ()
+    _function = 'unnest'
+
+
+def moment():
+    """Return what ``utc_now`` is in whole seconds.
+
+    Clients show no parts of a second, and PostgreSQL would round up.
+    """
+    if backend.name == 'postgresql':
+        return DateTrunc('second', utc_now())
+    return utc_now().replace(microsecond=0)
+
+
 def database_time():
     "Return what ``utc_now`` is in the current transaction, as a datetime"
     if backend.name != 'postgresql':
@@ -242,6 +269,7 @@ class Store:
 
     def __init__(self, Model, server=None):
         self.Model = Model
+        self.Event = Model.events.get_target()
         self.server = server
         self.priorities = priorities(Model)
         transaction = Transaction()
@@ -520,18 +548,31 @@ class Store:
             where &= (
                 (t.write_date < _ago(ORPHANED_SECONDS))
                 | (t.write_date == Null))
-        cursor = self.execute(self._update_unlocked(
-                t, [t.state, t.crashes, t.scheduled_at, t.error, t.write_date],
-                [
-                    Case((failed, 'failed'), else_='outbox'),
-                    crashes,
-                    Case(*delays, else_=t.scheduled_at),
-                    Case((failed, "its senders died"), else_=t.error),
-                    utc_now(),
-                    ], where))
-        if cursor.rowcount:
-            logger.warning(
-                "put back %d emails whose sender died", cursor.rowcount)
+        with self._atomic():
+            ids = self._lock_unlocked(t, where)
+            if not ids:
+                return
+            self._tell((id_, Event('put_back')) for id_ in ids)
+            self.execute(t.update(
+                    [t.state, t.crashes, t.scheduled_at, t.error,
+                        t.write_date],
+                    [
+                        Case((failed, 'failed'), else_='outbox'),
+                        crashes,
+                        Case(*delays, else_=t.scheduled_at),
+                        Case((failed, DIED), else_=t.error),
+                        utc_now(),
+                        ],
+                    where=fields.SQL_OPERATORS['in'](t.id, ids)))
+        logger.warning("put back %d emails whose sender died", len(ids))
+
+    def _lock_unlocked(self, table, where):
+        "Lock the rows that nobody has locked and return their ids"
+        query = table.select(table.id, where=where)
+        if self.has_locks:
+            For = self.database.get_select_for_skip_locked()
+            query.for_ = For('UPDATE')
+        return [id_ for id_, in self.execute(query).fetchall()]
 
     def complete(self):
         "Give rows what they lack that were not written by the module"
@@ -639,7 +680,7 @@ class Store:
         t = self.Model.__table__()
         columns = [t.state, t.sender, t.write_date]
         values = ['sending', self.number, utc_now()]
-        row = [Column(t, name) for name in Row._fields]
+        row = [Column(t, name) for name in _columns]
         if self.database.has_returning():
             cursor = self.execute(t.update(
                     columns, values, where=t.id.in_(fitting),
@@ -717,13 +758,74 @@ class Store:
             fields.SQL_OPERATORS['in'](t.id, ids)
             & (t.state == 'sending') & (t.sender == self.number))
 
+    @contextmanager
+    def _atomic(self):
+        "Let several statements be one, where each else commits by itself"
+        if self.has_locks:
+            with self.connection.transaction():
+                yield
+        elif self.connection.in_transaction:
+            # One database for all connections of a thread
+            yield
+        else:
+            self.connection.execute('BEGIN IMMEDIATE')
+            with self.connection:
+                yield
+
+    def _tell(self, pairs):
+        "Tell events in the history, as pairs of the id of a row and event"
+        t = self.Event.__table__()
+        now = moment()
+        values = [
+            [id_, now, e.kind, e.recipients, e.words] for id_, e in pairs]
+        if values:
+            self.execute(t.insert(
+                    [t.email, t.at, t.kind, t.recipients, t.words], values))
+
+    def _held(self, ids, lock=False):
+        "Return which of the rows the sender still holds"
+        t = self.Model.__table__()
+        query = t.select(t.id, where=self._holding(t, ids))
+        if lock and self.has_locks:
+            query.for_ = For('UPDATE')
+        return [id_ for id_, in self.execute(query).fetchall()]
+
+    def _record_told(self, rows):
+        "Record rows together with what is told of them"
+        with self._atomic():
+            held = set(self._held([r.id for r in rows], lock=True))
+            rows = [r for r in rows if r.id in held]
+            self._tell((r.id, event) for r in rows for event in r.events)
+            return (
+                sum(self._record_alike([r]) for r in rows if r.loses_message)
+                + self._record_each([r for r in rows if not r.loses_message]))
+
     def _record_alike(self, rows):
         names, values = Row.ended, _ending(rows[0])
         if rows[0].loses_message:
             names += ('msg', 'file_id')
             values += (None, None)
-        return self.execute(self._update(
-                names, values, [r.id for r in rows])).rowcount
+        query = self._update(names, values, [r.id for r in rows])
+        if any(r.queue_id for r in rows):
+            self._set_queue_ids(query, rows)
+        return self.execute(query).rowcount
+
+    def _set_queue_ids(self, query, rows):
+        "Let an update of several rows write the queue id of each, too"
+        t = query.table
+        if self.has_locks:
+            # PostgreSQL would try the cases one by one for every row
+            q = With('id', 'queue_id', query=Select([
+                        Unnest(Cast([r.id for r in rows], 'INTEGER[]')),
+                        Unnest(Cast([r.queue_id for r in rows], 'VARCHAR[]')),
+                        ]))
+            query.with_, query.from_ = [q], From([q])
+            query.where &= t.id == q.id
+            value = q.queue_id
+        else:
+            value = Case(*((t.id == r.id, r.queue_id) for r in rows))
+        query.columns = [*query.columns, t.queue_id]
+        query.values = [*query.values, value]
 
     def _record_each(self, rows):
         if not rows:
@@ -759,6 +861,9 @@ class Store:
             taken = bool(
                 row.state == 'sent' or row.accepted or row.uncertain)
             groups[taken, row.crashes].append(row.id)
+        told = {
+            True: Event('uncertain', words=NOT_RECORDED),
+            False: Event('put_back')}
         for (taken, crashes), ids in groups.items():
             columns, values = [t.state, t.sender, t.write_date], [
                 'outbox', None, utc_now()]
@@ -769,10 +874,15 @@ class Store:
                 values += [
                     True, crashes + 1,
                     utc_now() + UNRECORDED_DELAY * 2 ** crashes,
-                    "the outcome could not be recorded: "
-                    "the message may have arrived"]
+                    NOT_RECORDED]
+            held = self._held(ids)
             self.execute(t.update(
                     columns, values, where=self._holding(t, ids)))
+            try:
+                self._tell((id_, told[taken]) for id_ in held)
+            except self.Error:
+                # The rows are more than their history
+                logger.warning("it is not told", exc_info=True)
         forget(Transaction())
 
     def record(self, rows):
@@ -780,8 +890,10 @@ class Store:
         if not rows:
             return
         alike = collections.defaultdict(list)
+        told = [r for r in rows if r.events]
         for row in rows:
-            alike[row.ending or row.id].append(row)
+            if not row.events:
+                alike[row.ending or row.id].append(row)
         groups, each = [], []
         for group in alike.values():
             if len(group) > 1 or group[0].loses_message:
@@ -795,6 +907,8 @@ class Store:
             self.Model.msg.queue_for_removal(self.Model, 'msg', file_ids)
         count = sum(map(self._record_alike, groups))
         count += self._record_each(each)
+        if told:
+            count += self._record_told(told)
         if count != len(rows):
             logger.log(
                 logging.INFO if self.repeats else logging.WARNING,

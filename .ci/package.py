@@ -18,7 +18,8 @@ DIST = ROOT / 'dist'
 PACKAGE = Path('trytond/modules/email_queue')
 MODULE_FILES = [
     '*.py', '*.xml', 'tryton.cfg', 'view/*.xml', 'locale/*.po', 'icons/*.svg',
-    'tests/*.py', 'tests/*.rst', 'tests/*.json', 'tests/*.pem']
+    'tests/*.py', 'tests/*.rst', 'tests/*.json', 'tests/*.pem',
+    'tests/notices/*.eml']
 SOURCE_FILES = MODULE_FILES + [
     'CHANGELOG', 'COPYRIGHT', 'LICENSE', 'MANIFEST.in', 'Makefile',
     'README.rst', 'pyproject.toml', 'tox.ini', '.ci/*', 'benchmarks/*',

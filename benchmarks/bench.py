@@ -108,7 +108,7 @@ class Bench:
         configuration = {
             f'EMAIL_QUEUE__{name.upper()}': value
             for name, value in configuration.items()}
-        self.database.execute('TRUNCATE email_queue')
+        self.database.execute('TRUNCATE email_queue CASCADE')
         with ExitStack() as stack:
             programs = [
                 stack.enter_context(self.database.program(
@@ -227,7 +227,7 @@ def scheduler(database, sink, run_time, due, sent=0, later=0):
 
 def restock(database, due, sent, later):
     if not later:
-        database.execute('TRUNCATE email_queue')
+        database.execute('TRUNCATE email_queue CASCADE')
     have = database.count('sent')
     database.fill(
         SMALL, max(sent - have, 0), state="'sent'", attempts='1',
@@ -295,7 +295,7 @@ def task(bench):
 
 def tasks(database, later):
     "Return the milliseconds of a worker's task beside what is for tomorrow"
-    database.execute('TRUNCATE email_queue')
+    database.execute('TRUNCATE email_queue CASCADE')
     database.fill(
         SMALL, later, msg="''::bytea",
         scheduled_at="now() AT TIME ZONE 'UTC' "
@@ -331,7 +331,7 @@ def queue_core(bench):
 
 def queueing(bench, *kinds):
     count = bench.number(200)
-    bench.database.execute('TRUNCATE email_queue')
+    bench.database.execute('TRUNCATE email_queue CASCADE')
     with Sink() as sink, Proxy(sink, ROUND_TRIP) as proxy, \
             bench.database.program(
                 'queueing.py', count, SMALL, *kinds,

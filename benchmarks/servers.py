@@ -158,7 +158,7 @@ class Database:
             program.go()
             program.result()
         self.execute('CREATE TABLE template AS TABLE email_queue')
-        self.execute('TRUNCATE email_queue')
+        self.execute('TRUNCATE email_queue CASCADE')
 
     def copy(self, name):
         "Return a new database that is equal to this one"

@@ -34,10 +34,11 @@ CHECKS = [
 TESTS = 'trytond.modules.email_queue.tests'
 # They need no database, so they need not run with each
 PLAIN = [
-    'test_decode', 'test_given', 'test_linear', 'test_message',
+    'test_bounce', 'test_decode', 'test_given', 'test_linear', 'test_message',
     'test_opening', 'test_policy', 'test_smtp', 'test_smtpd']
 # The emails of other modules, and their own tests with these captured
 MODULES = [
+    f'{TESTS}.test_inbound',
     f'{TESTS}.test_modules',
     'trytond.modules.account_dunning_email.tests',
     'trytond.modules.marketing_email.tests',
@@ -131,7 +132,8 @@ class Check:
 class Tests(Check):
     "A run of pytest with its own configuration and database cache"
     arguments = [
-        *(f'--ignore-glob=*/{name}.py' for name in ['test_modules', *PLAIN]),
+        *(f'--ignore-glob=*/{name}.py' for name in [
+                'test_modules', 'test_inbound', *PLAIN]),
         '--pyargs', TESTS]
     database = 'test'
     settings = {}

@@ -28,6 +28,8 @@ BUTTONS = {
     'send_now': {'outbox'},
     'retry': {'failed', 'cancelled'},
     'cancel': {'outbox', 'failed'},
+    'send_again': {'sent'},
+    'send_to': {'failed'},
     }
 # What a client may call at all
 CALLABLE = BUTTONS.keys() | {
@@ -366,7 +368,8 @@ class ButtonTestCase(RPCTestCase):
         for button, states in BUTTONS.items():
             self.clear()
             for state, id_ in self.queue_each_state().items():
-                if state in states:
+                # The wizard that it opens has a test of its own
+                if state in states or button == 'send_to':
                     continue
                 before = self.rows()
                 with self.subTest(button=button, state=state):

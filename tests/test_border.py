@@ -22,7 +22,7 @@ HARMLESS = {
     'autocomplete', 'default_get', 'fields_get', 'fields_view_get',
     'history_revisions', 'on_change', 'on_change_notify', 'on_change_with',
     'on_scan_code', 'pre_validate', 'resources', 'view_toolbar_get',
-    'get_resources'}
+    'get_refused', 'get_resources'}
 
 
 def classes(type_):

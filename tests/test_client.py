@@ -140,7 +140,8 @@ class ClientTestCase(RPCTestCase):
                     self.assertTrue(view['fields'][name]['readonly'])
                 self.assertEqual(
                     {b.get('name') for b in root.iter('button')},
-                    {'send_now', 'retry', 'cancel'})
+                    {'send_now', 'retry', 'cancel', 'send_again'}
+                    | ({'send_to'} if type_ == 'form' else set()))
         view, root = views['tree']
         for button in root.iter('button'):
             self.assertEqual(button.get('multiple'), '1')
@@ -151,6 +152,8 @@ class ClientTestCase(RPCTestCase):
             'send_now': {'outbox'},
             'retry': {'failed', 'cancelled'},
             'cancel': {'outbox', 'failed'},
+            'send_again': {'sent'},
+            'send_to': {'failed'},
             }
         for type_, (_, root) in self.views().items():
             for button in root.iter('button'):
@@ -199,7 +202,9 @@ class ClientTestCase(RPCTestCase):
         # The client takes what it rounds for a change, and wants to save it
         id_ = self.queue()
         now = dt.datetime(2026, 11, 25, 10, 30, 59, 999999)
-        self.write(id_, first_attempt=now, sent_at=now, expires_at=now)
+        self.write(
+            id_, first_attempt=now, sent_at=now, expires_at=now,
+            bounced_at=now)
         for view, _ in self.views().values():
             names = [
                 name for name, definition in view['fields'].items()
@@ -245,7 +250,8 @@ class ClientTestCase(RPCTestCase):
                 with self.subTest(type=type_, button=button.get('name')):
                     self.assertEqual(
                         bool(button.get('confirm')),
-                        button.get('name') in {'retry', 'cancel'})
+                        button.get('name') in {
+                            'retry', 'cancel', 'send_again'})
 
     def test_columns(self):
         "Test the columns that are seen at first"

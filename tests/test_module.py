@@ -6,6 +6,7 @@ from trytond.tests.test_tryton import ModuleTestCase, with_transaction
 class EmailQueueModuleTestCase(ModuleTestCase):
     "Test Email Queue module"
     module = 'email_queue'
+    extras = ['inbound_email', 'party', 'web_user']
 
     @with_transaction(user=0)
     def test_wizards(self):

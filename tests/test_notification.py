@@ -49,9 +49,9 @@ class NotificationTestCase(RPCTestCase):
                 for n in notifications]
 
     def test_record(self):
-        "Test the user who queued it is told once, and opens the record"
+        "Test the user who queued it is told once, and opens the email"
         resource = f'res.user,{self.clerk.id}'
-        self.queue_as(self.clerk.id, resource=resource)
+        id_ = self.queue_as(self.clerk.id, resource=resource)
         self.send_all()
         self.send_all()
         (user, label, description, model, ids), = self.notified()
@@ -60,15 +60,20 @@ class NotificationTestCase(RPCTestCase):
         self.assertIn('"Order"', description)
         self.assertIn(BAD, description)
         self.assertIn('550', description)
-        self.assertEqual((model, ids), ('res.user', [self.clerk.id]))
+        self.assertEqual((model, ids), ('email.queue.own', [id_]))
 
     def test_client(self):
         "Test the client gets it"
-        self.queue_as(self.clerk.id, resource=f'res.user,{self.clerk.id}')
+        id_ = self.queue_as(
+            self.clerk.id, resource=f'res.user,{self.clerk.id}')
         self.send_all()
         found, = self.clerk.call('res.notification', 'get')
-        self.assertEqual(found['model'], 'res.user')
-        self.assertEqual(found['records'], [self.clerk.id])
+        self.assertEqual(found['model'], 'email.queue.own')
+        self.assertEqual(found['records'], [id_])
+        email, = self.clerk.call(
+            found['model'], 'read', found['records'], ['to_addrs', 'error'])
+        self.assertEqual(email['to_addrs'], BAD)
+        self.assertIn('550', email['error'])
 
     def test_email(self):
         "Test who reads the queue opens the email that has no record"
@@ -77,34 +82,19 @@ class NotificationTestCase(RPCTestCase):
         (_, _, _, model, ids), = self.notified()
         self.assertEqual((model, ids), ('email.queue', [id_]))
 
-    def test_archived(self):
-        "Test who does not opens what is archived of it"
-        with self.transaction(self.clerk.id):
-            email, = Pool().get('ir.email').create([{
-                        'message_id': '<1@example.com>',
-                        'resource': f'res.user,{self.clerk.id}',
-                        }])
-        self.queue_as(
-            self.clerk.id,
-            msg=b'Subject: Order\r\nMessage-ID: <1@example.com>\r\n\r\n')
-        self.queue_as(self.clerk.id, resource=f'res.user,{self.clerk.id}')
+    def test_several(self):
+        "Test who does not opens just those that have failed"
+        self.queue_as(self.clerk.id, 'jane@example.com')
+        expected = [
+            self.queue_as(self.clerk.id),
+            self.queue_as(
+                self.clerk.id, resource=f'res.user,{self.clerk.id}')]
+        self.queue_as(self.postmaster.id)
         self.send_all()
-        (_, _, description, model, ids), = self.notified()
-        self.assertEqual((model, ids), ('ir.email', [email.id]))
+        (_, _, description, model, ids), = self.notified(self.clerk.id)
+        self.assertEqual((model, ids), ('email.queue.own', expected))
         self.assertEqual(
             description, "2 emails were not delivered: Order, Order")
-
-    def test_nothing_to_open(self):
-        "Test who can open nothing is told nevertheless"
-        with self.transaction(self.clerk.id):
-            # Neither has a Message-ID, so that is not it
-            Pool().get('ir.email').create([{
-                        'resource': f'res.user,{self.clerk.id}',
-                        }])
-        self.write(self.queue_as(self.clerk.id), message_id='')
-        self.send_all()
-        (user, _, _, model, ids), = self.notified()
-        self.assertEqual((user, model, ids), (self.clerk.id, None, None))
 
     def test_users(self):
         "Test each user is told about their own"
@@ -133,9 +123,10 @@ class NotificationTestCase(RPCTestCase):
                     description.startswith(f"{count} emails were not"))
                 if count > notification.EMAILS:
                     self.assertTrue(description.endswith("delivered."))
-                    self.assertFalse(model)
-                elif user == self.postmaster.id:
-                    self.assertEqual(records, ids)
+                self.assertEqual(
+                    model, 'email.queue' if user == self.postmaster.id
+                    else 'email.queue.own')
+                self.assertEqual(records, ids)
 
     def test_nobody(self):
         "Test nobody is told about what must not go round in circles"

@@ -350,7 +350,7 @@ class ClaimTestCase(StoreTestCase):
             ['jane@example.com', 'john@example.com'], priority='urgent',
             expires_at=dt.timedelta(days=1), mail_options=['RET=HDRS'],
             rcpt_options=['NOTIFY=NEVER'])
-        names = [n for n in store.Row._fields if n != 'state']
+        names = [n for n in store._columns if n != 'state']
         expected = self.read(id_, *names)
         with self.store(1) as store_:
             row, = store_.claim(1, MUCH)

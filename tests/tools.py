@@ -77,8 +77,9 @@ class QueueTestCase(unittest.TestCase):
         with self.transaction():
             cursor = Transaction().connection.cursor()
             for table in [
-                    'email_queue', 'email_queue_identity',
-                    'email_queue_server', 'ir_error', 'ir_queue']:
+                    'email_queue_address', 'email_queue_event', 'email_queue',
+                    'email_queue_identity', 'email_queue_server', 'ir_error',
+                    'ir_queue']:
                 cursor.execute(f'DELETE FROM {table}')
         self.server.received.clear()
         self.server.violations.clear()

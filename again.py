@@ -1,0 +1,206 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Once more: the same email again, or to an address that was corrected."""
+import re
+
+from trytond.i18n import gettext
+from trytond.model import ModelView, fields
+from trytond.pool import Pool
+from trytond.transaction import Transaction, without_check_access
+from trytond.url import HOSTNAME
+from trytond.wizard import (
+    Button, StateAction, StateTransition, StateView, Wizard)
+
+from .access import QueueWizard, check_writable
+from .address import ArgumentError, addresses, on_the_wire
+from .exceptions import EmailQueueError
+from .mime import describe, header_fields, prepare
+from .recipients import address_of, split_lines
+from .store import utc_now
+
+__all__ = ['Again']
+
+COPIED = [
+    'from_addr', 'mail_options', 'rcpt_options', 'priority', 'server']
+# The fields of a message that name its recipients
+RECIPIENT_FIELDS = {b'to', b'cc', b'resent-to', b'resent-cc'}
+
+
+class Again:
+    "How an email is queued once more, as another one"
+    __slots__ = ()
+
+    @classmethod
+    def queue_again(cls, email, to_addrs=None, data=None):
+        """Queue an email once more and return the new one.
+
+        It has a new Message-ID, and both name each other.
+
+        :param to_addrs: its recipients, None for those of the email.
+        :param data: the message, None for that of the email.
+        :raises EmailQueueError: the email has lost its message, or this is a
+            secret.
+        """
+        check_writable()
+        cls._check_message([email])
+        if email.sensitive:
+            raise EmailQueueError(gettext(
+                    'email_queue.msg_again_sensitive', email=email.rec_name))
+        data = _renamed(cls._message(email.id) if data is None else data)
+        subject, message_id = describe(data)
+        with without_check_access():
+            again, = cls.create([{
+                        **{name: getattr(email, name) for name in COPIED},
+                        'to_addrs': to_addrs or email.to_addrs,
+                        'msg': data,
+                        'size': len(data),
+                        'subject': subject,
+                        'message_id': message_id,
+                        'resource': (
+                            str(email.resource) if email.resource else None),
+                        'scheduled_at': utc_now(),
+                        'again_of': email.id,
+                        }])
+        cls.events.get_target().tell(
+            'sent_again', lambda t: t.id == email.id,
+            recipients='\n'.join(again.to_addrs.split(', ')),
+            words=message_id)
+        cls._push([again])
+        return again
+
+    @classmethod
+    def queue_to(cls, email, refused, address):
+        """Queue a failed email for one of its recipients whose address was
+        wrong, and return the new one.
+
+        :param refused: the address that was refused.
+        :param address: the right one, which takes its place in the message.
+        """
+        lines = split_lines(email.refused)
+        if email.state != 'failed' or refused not in map(address_of, lines):
+            raise EmailQueueError(gettext(
+                    'email_queue.msg_changed', email=email.rec_name))
+        try:
+            address, = addresses('address', address)
+        except (ArgumentError, ValueError) as error:
+            raise EmailQueueError(gettext(
+                    'email_queue.msg_address_invalid', argument='address',
+                    value=str(address)[:200])) from error
+        data = cls._message(email.id)
+        return cls.queue_again(
+            email, address,
+            data and _corrected(data, refused, address))
+
+
+def _renamed(data):
+    "Return a message with another Message-ID"
+    found, end = header_fields(data)
+    kept = b''.join(f for name, f in found if name != b'message-id')
+    return prepare(kept + data[end:], HOSTNAME)
+
+
+def _corrected(data, wrong, right):
+    "Return a message with an address corrected where it names its recipients"
+    found, end = header_fields(data)
+    # As a whole, and as SMTP needs it or as people write it
+    forms = '|'.join(
+        map(re.escape, sorted({wrong, on_the_wire(wrong)}, reverse=True)))
+    pattern = re.compile(rf'(?<![\w.+-])(?:{forms})(?![\w-]|\.\w)', re.I)
+    right = on_the_wire(right)
+    header = []
+    for name, field in found:
+        if name in RECIPIENT_FIELDS:
+            text = field.decode('utf-8', 'surrogateescape')
+            text = pattern.sub(lambda match: right, text)
+            field = text.encode('utf-8', 'surrogateescape')
+        header.append(field)
+    return b''.join(header) + data[end:]
+
+
+class SendTo(QueueWizard):
+    __name__ = 'email.queue.send_to'
+
+    start = StateView(
+        'email.queue.send_to.start', 'email_queue.send_to_start_view_form', [
+            Button("Cancel", 'end', 'tryton-cancel'),
+            Button("Send", 'send', 'tryton-ok', default=True),
+            ])
+    send = StateAction('email_queue.act_email_queue_form')
+
+    @property
+    def _email(self):
+        "The email that the wizard was started for, None for another record"
+        context = Transaction().context
+        EmailQueue = Pool().get('email.queue')
+        id_ = context.get('active_id')
+        if (context.get('active_model') == EmailQueue.__name__
+                and isinstance(id_, int)):
+            return next(iter(EmailQueue.search([('id', '=', id_)])), None)
+
+    def default_start(self, fields):
+        email = self._email
+        lines = split_lines(email.refused) if email else []
+        refused = list(dict.fromkeys(map(address_of, lines)))
+        return {
+            'addresses': '\n'.join(refused),
+            'refused': refused[0] if len(refused) == 1 else None,
+            }
+
+    def do_send(self, action):
+        email = self._email
+        if not email:
+            raise EmailQueueError(gettext('email_queue.msg_again_none'))
+        again = email.__class__.queue_to(
+            email, self.start.refused, self.start.address)
+        action['views'].reverse()
+        return action, {'res_id': [again.id]}
+
+
+class SendToStart(ModelView):
+    __name__ = 'email.queue.send_to.start'
+
+    addresses = fields.Text("Addresses", readonly=True)
+    refused = fields.Selection(
+        'get_refused', "Refused", required=True,
+        help="The address that was refused.")
+    address = fields.Char(
+        "Address", required=True,
+        help="The right address, which takes its place in the message.")
+
+    @fields.depends('addresses')
+    def get_refused(self):
+        return [(a, a) for a in split_lines(self.addresses)]
+
+
+class ArchivedAgain(Wizard):
+    """Send Again for archived emails.
+
+    For every user: whose emails they are is checked when they are queued.
+    """
+    __name__ = 'ir.email.send_again'
+
+    start = StateView(
+        'ir.email.send_again.start',
+        'email_queue.email_send_again_start_view_form', [
+            Button("Cancel", 'end', 'tryton-cancel'),
+            Button("Send Again", 'send', 'tryton-ok', default=True),
+            ])
+    send = StateTransition()
+
+    @classmethod
+    def check_access(cls):
+        # Nobody may write archived emails, which is what core asks for
+        pass
+
+    def transition_send(self):
+        Email = Pool().get('ir.email')
+        context = Transaction().context
+        ids = context.get('active_ids')
+        if context.get('active_model') != Email.__name__ or not ids:
+            raise EmailQueueError(gettext('email_queue.msg_again_none'))
+        Email.queue_again(Email.browse(ids))
+        return 'end'
+
+
+class ArchivedAgainStart(ModelView):
+    __name__ = 'ir.email.send_again.start'

@@ -1,0 +1,228 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""The bytes of a notice of non-delivery → what it says (RFC 3464, qmail).
+
+Knows no database. Anybody can send such bytes: whatever they are, nothing is
+raised, and no more than a bound of them is read.
+"""
+import email
+import logging
+import re
+from email.policy import compat32
+from typing import NamedTuple
+
+from .words import decoded_words, in_charset, printable, unfolded, with_domains
+
+__all__ = ['Notice', 'Recipient', 'read']
+logger = logging.getLogger(__name__)
+
+# A larger one is not read at all
+SIZE = 8 * 1024 * 1024
+# The report comes before the returned message, which can be a large one
+READ_SIZE = 512 * 1024
+RECIPIENTS = 1000
+TEXT_LINES = 5000
+WORDS_LENGTH = 500
+ID_LENGTH = 998
+
+STATUS_TYPES = {'message/delivery-status', 'message/global-delivery-status'}
+RETURNED_TYPES = {
+    'message/rfc822', 'message/global',
+    'text/rfc822-headers', 'message/global-headers'}
+# OpenSMTPD says only mixed
+REPORT_TYPES = {'multipart/report', 'multipart/mixed'}
+QMAIL_GREETING = 'Hi. This is the '
+QMAIL_COPY = '--- Below this line is a copy of the message'
+
+_status = re.compile(r'(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.])')
+_xtext = re.compile(r'\\x\{([0-9A-Fa-f]{1,6})\}')
+_blank_lines = re.compile(r'\n[ \t]*\n')
+
+
+class Recipient(NamedTuple):
+    """What a notice says about a recipient.
+
+    :param address: the one that could not be reached.
+    :param original: the one that the sender gave, where the notice tells it.
+    :param action: ``failed``, ``delayed``, ``delivered`` …
+    :param status: of :rfc:`3463`, the one that the server beyond gave if there
+        is one.
+    :param words: those of the server, one line.
+    """
+    address: str
+    original: str
+    action: str
+    status: str
+    words: str
+
+
+class Notice(NamedTuple):
+    """What a notice says.
+
+    :param message_id: of the message that is returned.
+    :param envelope_id: the ENVID of its envelope, empty where it had none.
+    """
+    message_id: str
+    envelope_id: str
+    recipients: tuple
+
+
+def read(data):
+    "Return the :class:`Notice` of bytes, None where they are none"
+    try:
+        if len(data) > SIZE:
+            return None
+        return _read(bytes(data[:READ_SIZE]))
+    except Exception:
+        # The standard library raises anything on malformed messages
+        logger.debug("not a notice", exc_info=True)
+        return None
+
+
+def _read(data):
+    message = email.message_from_bytes(data, policy=compat32)
+    if not message.is_multipart():
+        return _of_qmail(message)
+    if message.get_content_type() not in REPORT_TYPES:
+        return None
+    # Those of the message itself only: in what is returned anything can be
+    parts = message.get_payload()
+    status = _first(parts, STATUS_TYPES)
+    if status is None:
+        return None
+    text = _text_words(_first(parts, {'text/plain'}))
+    message_id, envelope_id, recipients = '', '', []
+    for fields in _blocks(status):
+        if fields['Final-Recipient'] or fields['Original-Recipient']:
+            if len(recipients) < RECIPIENTS:
+                recipients.append(_recipient(fields, text))
+        else:
+            envelope_id = envelope_id or _value(fields, 'Original-Envelope-Id')
+            message_id = message_id or _value(fields, 'X-Original-Message-ID')
+    returned = _first(parts, RETURNED_TYPES)
+    if returned is not None:
+        message_id = _value(_returned(returned), 'Message-ID') or message_id
+    return _notice(message_id, envelope_id, recipients)
+
+
+def _notice(message_id, envelope_id, recipients):
+    if message_id and recipients:
+        return Notice(
+            message_id[:ID_LENGTH], envelope_id[:ID_LENGTH],
+            tuple(recipients))
+
+
+def _first(parts, types):
+    return next((p for p in parts if p.get_content_type() in types), None)
+
+
+def _blocks(part):
+    "Return the groups of fields of a report, the one of the message first"
+    blocks = part.get_payload()
+    if isinstance(blocks, str):
+        return _parsed(_decoded(part))
+    if part.get_content_type() == 'message/delivery-status':
+        return blocks
+    # The standard library takes the rest of the other type for a body
+    return [
+        block for first in blocks
+        for block in [first, *_parsed(_decoded(first))]]
+
+
+def _parsed(text):
+    return [
+        email.message_from_string(block.lstrip('\n'), policy=compat32)
+        for block in _blank_lines.split(text)]
+
+
+def _returned(part):
+    "Return the header of the message that is returned"
+    payload = part.get_payload()
+    if isinstance(payload, list):
+        return payload[0]
+    return email.message_from_string(_decoded(part), policy=compat32)
+
+
+def _decoded(part):
+    text = in_charset(
+        part.get_payload(decode=True) or b'', part.get_content_charset())
+    return text.replace('\r\n', '\n')
+
+
+def _recipient(fields, text):
+    address = _address(_value(fields, 'Final-Recipient'))
+    original = _address(_value(fields, 'Original-Recipient'))
+    _, _, words = _value(fields, 'Diagnostic-Code').partition(';')
+    words = words.strip() or text.get((address or original).lower(), '')
+    reported = _value(fields, 'Status')
+    statuses = _status.findall(f'{words} {reported}')
+    status = statuses[0] if statuses else ''
+    action, *_ = _value(fields, 'Action').lower().split() or ['']
+    return Recipient(
+        address or original, original, action, status,
+        _line(words or f'{action} {status}'))
+
+
+def _value(fields, name):
+    "Return the first value of a field as one line, empty where there is none"
+    value = next(
+        (v for n, v in fields.raw_items() if n.lower() == name.lower()), '')
+    # What is not ASCII are surrogates, of which the field itself makes marks
+    text = in_charset(value.encode('utf-8', 'surrogateescape'), None)
+    return printable(decoded_words(unfolded(text)))
+
+
+def _address(value):
+    "Return the address of a field such as ``rfc822; jane@example.com``"
+    kind, semicolon, address = value.partition(';')
+    if not semicolon:
+        address = value
+    address = address.partition('(')[0].strip().strip('<>')
+    if kind.strip().lower() == 'utf-8':
+        address = _xtext.sub(lambda m: _character(m[1]), address)
+    return address
+
+
+def _character(code):
+    code = int(code, 16)
+    return chr(code) if code < 0x110000 else '?'
+
+
+def _line(text):
+    return with_domains(printable(text)[:WORDS_LENGTH])
+
+
+def _text_words(part):
+    "Return what lines such as ``ADDRESS: 550 no`` say, by address"
+    if part is None:
+        return {}
+    words = {}
+    for line in _decoded(part).split('\n', TEXT_LINES)[:TEXT_LINES]:
+        address, colon, rest = line.partition(': ')
+        if colon and '@' in address:
+            words.setdefault(
+                address.strip().strip('<>').lower(), rest.strip())
+    return words
+
+
+def _of_qmail(message):
+    "Return the notice of a text as qmail writes it, None where it is another"
+    text = _decoded(message)
+    report, _, copy = text.partition(QMAIL_COPY)
+    if not report.lstrip().startswith(QMAIL_GREETING):
+        return None
+    recipients = []
+    for paragraph in _blank_lines.split(report)[:RECIPIENTS]:
+        first, _, rest = paragraph.strip().partition('\n')
+        if not (first.startswith('<') and first.endswith('>:')):
+            continue
+        _, said, words = rest.partition('Remote host said: ')
+        words, _, _ = (words if said else rest).partition('\nGiving up on ')
+        words = _line(words)
+        statuses = _status.findall(words)
+        recipients.append(Recipient(
+                first[1:-2], '', 'failed',
+                statuses[0] if statuses else '', words or 'failed'))
+    header = copy.partition('\n')[2].lstrip('\n')
+    returned = email.message_from_string(header, policy=compat32)
+    return _notice(_value(returned, 'Message-ID'), '', recipients)

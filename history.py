@@ -1,0 +1,74 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What of the life of an email is told in its history.
+
+Plain values: no database and no network. A plain success tells nothing, so
+that it costs nothing.
+"""
+from typing import NamedTuple
+
+__all__ = ['Event', 'told']
+
+
+class Event(NamedTuple):
+    """What happened to an email.
+
+    :param kind: one of ``email.queue.event``.
+    :param recipients: whom it is about, one address a line.
+    :param words: those of the server. About several recipients each line is
+        an address, a blank and its words.
+    """
+    kind: str
+    recipients: str = None
+    words: str = None
+
+
+def told(before, row, outcome):
+    """Return ``row`` with the events of what has just become of it.
+
+    :param before: the row as it was handed over.
+    :param row: the row as it is recorded.
+    :param outcome: the ``smtp.Outcome``, None where it was not handed over.
+    """
+    return row._replace(events=tuple(_events(before, row, outcome)))
+
+
+def _events(before, row, outcome):
+    if _is_suspect(before, row):
+        # The same is not told again by every run
+        if row.error != before.error:
+            yield Event('suspect', _lines(before.remaining), row.error)
+    elif outcome:
+        if outcome.refused:
+            yield about('refused', outcome.refused)
+        if outcome.deferred:
+            yield about('deferred', outcome.deferred)
+        if outcome.uncertain:
+            yield Event(
+                'uncertain', _lines(before.remaining), outcome.uncertain)
+    if row.state == 'failed' and not (
+            outcome and (outcome.refused or outcome.uncertain)):
+        yield Event('gave_up', _lines(row.remaining), row.error)
+    if row.state == 'sent' and (
+            before.error or before.uncertain or before.crashes):
+        yield Event('sent', _lines(before.remaining), row.queue_id)
+
+
+def _is_suspect(before, row):
+    "Return whether the refusal may be the server's fault"
+    return (row.state == 'outbox' and row.suspect_since is not None
+        and row.attempts == before.attempts)
+
+
+def about(kind, answers):
+    "Return the event of answers by address"
+    if len(answers) == 1:
+        (address, words), = answers.items()
+        return Event(kind, address, words)
+    return Event(
+        kind, _lines(answers),
+        _lines(f'{address} {words}' for address, words in answers.items()))
+
+
+def _lines(texts):
+    return '\n'.join(texts) or None
