@@ -27,7 +27,7 @@ from .mime import describe, prepare
 from .store import database_time
 from .words import printable
 
-__all__ = ['Held', 'convert', 'tell', 'values_of']
+__all__ = ['Held', 'convert', 'recipients_of', 'tell', 'values_of']
 logger = logging.getLogger(__name__)
 
 MODULE = 'email_queue'
@@ -50,7 +50,7 @@ OLD_METHODS = ['email.queue|send_mail_cron', 'email.queue|send_mail']
 
 
 class Held(ModelSQL):
-    """How many emails the update holds back, until somebody was told."""
+    "How many emails the update holds back, until somebody was told"
     __name__ = 'email.queue.held'
 
     number = fields.Integer("Number", required=True, readonly=True)
@@ -246,7 +246,7 @@ def _envelope(row):
     except ArgumentError:
         from_addr = printable(row.from_addr or '') or UNKNOWN
         fault = _words(from_addr)
-    valid, wrong = _recipients(row.to_addrs or '')
+    valid, wrong = recipients_of(row.to_addrs or '')
     if not valid:
         shown = printable(row.to_addrs or '') or UNKNOWN
         return from_addr, shown, None, fault or _words(shown)
@@ -258,7 +258,7 @@ def _words(address):
     return f"{address} is not a valid email address"
 
 
-def _recipients(text):
+def recipients_of(text):
     "Return the valid addresses of a list, and the others as they are shown"
     try:
         return envelope_to(text), []

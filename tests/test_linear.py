@@ -6,7 +6,8 @@ import time
 import unittest
 from email.policy import compat32, default
 
-from .. import address, behalf, mime, preview, recipients, replies, smtp, words
+from .. import (
+    address, behalf, mime, original, preview, recipients, replies, smtp, words)
 from ..address import ArgumentError
 from .tools import configured
 
@@ -147,6 +148,7 @@ class LinearTestCase(unittest.TestCase):
             address.on_the_wire,
             words.printable, words.decoded_words, words.with_domains,
             recipients.split_addresses,
+            original.recipients_of,
             lambda text: recipients.remaining(text, text, text),
             lambda text: recipients.masked(
                 text, 'a@example.com, b@example.com', 'b@example.com', 'x'),
