@@ -477,8 +477,10 @@ class OwnTestCase(AgainTestCase):
         return self.clerk.call(model, method, *params, context=context)
 
     def test_own(self):
-        rows = self.call(
-            'email.queue.own', 'read', self.mine, [*self.names, 'events'])
+        rows = sorted(
+            self.call(
+                'email.queue.own', 'read', self.mine, [*self.names, 'events']),
+            key=lambda row: row['id'])
         self.assertEqual({r['state'] for r in rows}, {'failed'})
         self.assertEqual(
             rows[0]['error'],
