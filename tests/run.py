@@ -29,13 +29,18 @@ VENVS = {
     '8.0': ROOT / '.venv-8.0',
     }
 CHECKS = [
-    'postgresql', 'plain', 'modules', 'sqlite', 'sqlite-8.0', 'modules-8.0',
-    'flake8', 'isort', 'coverage']
+    'postgresql', 'engine', 'plain', 'modules', 'sqlite', 'sqlite-8.0',
+    'modules-8.0', 'flake8', 'isort', 'coverage']
 TESTS = 'trytond.modules.email_queue.tests'
 # They need no database, so they need not run with each
 PLAIN = [
     'test_bounce', 'test_decode', 'test_given', 'test_linear', 'test_message',
     'test_opening', 'test_policy', 'test_smtp', 'test_smtpd']
+# On PostgreSQL they take as long as all others, mostly by waiting, so they run
+# beside these in a database of their own
+ENGINE = [
+    'test_crash', 'test_fault', 'test_oauth', 'test_operating', 'test_record',
+    'test_send', 'test_sender', 'test_servers', 'test_store', 'test_worker']
 # The emails of other modules, and their own tests with these captured
 MODULES = [
     f'{TESTS}.test_inbound',
@@ -189,6 +194,16 @@ class Tests(Check):
         return summary(self.counts)
 
 
+class BesideEngineTests(Tests):
+    arguments = [
+        *(f'--ignore-glob=*/{name}.py' for name in ENGINE), *Tests.arguments]
+
+
+class EngineTests(Tests):
+    arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in ENGINE)]
+    database = 'engine'
+
+
 class PlainTests(Tests):
     arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in PLAIN)]
 
@@ -241,7 +256,8 @@ def parse_args():
         '--pytest', default='', metavar='OPTIONS',
         help="further options for pytest, as --pytest='-k priority -x'")
     parser.add_argument(
-        '--jobs', type=int, default=min(2, os.cpu_count() or 1),
+        # Much of their time they wait
+        '--jobs', type=int, default=1 + min(2, os.cpu_count() or 1),
         help="how many checks to run at once (default: %(default)s)")
     args = parser.parse_args()
     if unknown := set(args.checks) - set(CHECKS):
@@ -265,15 +281,19 @@ def main():
         checks = []
         stack.callback(lambda: [check.kill() for check in checks])
 
-        if {'postgresql', 'modules'} & set(chosen):
+        if {'postgresql', 'engine', 'modules'} & set(chosen):
             server = stack.enter_context(PostgreSQL())
             # For pg_dump and pg_restore, which trytond calls
             os.environ['PATH'] = os.pathsep.join(
                 [str(server.bin), os.environ['PATH']])
-        # It takes longest. To trace takes a third of the time, and what only
+        # They take longest. To trace takes a third of the time, and what only
         # the others reach is little.
+        if 'engine' in chosen:
+            checks.append(EngineTests(
+                    'engine', directory, uri=server.uri,
+                    coverage=coverage, options=options))
         if 'postgresql' in chosen:
-            checks.append(Tests(
+            checks.append(BesideEngineTests(
                     'postgresql', directory, uri=server.uri,
                     coverage=coverage, options=options))
         if 'plain' in chosen:

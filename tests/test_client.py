@@ -204,7 +204,7 @@ class ClientTestCase(RPCTestCase):
         now = dt.datetime(2026, 11, 25, 10, 30, 59, 999999)
         self.write(
             id_, first_attempt=now, sent_at=now, expires_at=now,
-            bounced_at=now)
+            bounced_at=now, suspect_since=now)
         for view, _ in self.views().values():
             names = [
                 name for name, definition in view['fields'].items()
