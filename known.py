@@ -12,6 +12,7 @@ from sql import Column
 from trytond import backend
 from trytond.model import ModelSQL, Unique, fields
 from trytond.pool import Pool
+from trytond.transaction import without_check_access
 
 from .policy import login_delay
 from .replies import alike
@@ -48,6 +49,27 @@ class Server(ModelSQL):
             ]
         # It is no business of any client
         cls.__rpc__.clear()
+
+    @classmethod
+    def erase(cls, address):
+        """Erase an address from the trouble, and from the errors that told it.
+
+        :param address: a ``retention._Address``.
+        """
+        pool = Pool()
+        Error = pool.get('ir.error')
+        with without_check_access():
+            actions = pool.get('ir.cron').search([
+                    ('method', 'like', 'email.queue%')])
+            errors = Error.search([
+                    ('origin', 'in', list(map(str, actions)))])
+            for Model, name, records in [
+                    (cls, 'trouble', cls.search([])),
+                    (Error, 'message', errors)]:
+                for record in records:
+                    text = getattr(record, name)
+                    if address.is_in(text):
+                        Model.write([record], {name: address.masked(text)})
 
 
 class Known(NamedTuple):

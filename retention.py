@@ -117,7 +117,8 @@ class Retention:
         ids = {
             *cls._naming(address), *cls._mentioning(address),
             *Event.naming(address)}
-        Pool().get('email.queue.address').erase(address)
+        for name in ['email.queue.address', 'email.queue.server']:
+            Pool().get(name).erase(address)
         deleted = changed = busy = 0
         for sub_ids in grouped_slice(sorted(ids), BATCH):
             sub_ids = list(sub_ids)

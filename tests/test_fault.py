@@ -277,6 +277,25 @@ class SuspectTestCase(FaultTestCase):
         message, = self.errors()
         self.assertIn('554 5.7.1 AADSTS7000222 denied, queue 10', message)
 
+    def test_erase(self):
+        "Test that an address goes from what is told of the server, too"
+        address = 'jane@example.com'
+        self.server.script['rcpt'] = f'554 5.7.1 <{address}>: denied'
+        self.queue_many(2)
+        self.run_cron()
+        message, = self.errors()
+        self.assertIn(address, message)
+        with self.transaction():
+            Pool().get('email.queue').erase_address(address)
+        message, = self.errors()
+        self.assertNotIn(address, message)
+        self.assertIn('554 5.7.1', message)
+        with self.transaction(readonly=True) as transaction:
+            cursor = transaction.connection.cursor()
+            cursor.execute('SELECT trouble FROM email_queue_server')
+            (trouble,), = cursor.fetchall()
+        self.assertNotIn(address, trouble)
+
 
 class BusyTestCase(FaultTestCase):
     "In a run that has much to do"
