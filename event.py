@@ -28,7 +28,7 @@ class Event(ModelSQL, ModelView):
             ('refused', "Refused"),
             ('deferred', "Refused for Now"),
             ('uncertain', "Uncertain"),
-            ('suspect', "Refused Alike"),
+            ('suspect', "Suspect"),
             ('gave_up', "Given Up"),
             ('put_back', "Put Back"),
             ('sent', "Sent after Trouble"),
