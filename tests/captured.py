@@ -15,6 +15,7 @@ MODULES = [
     'account_dunning_email',
     'marketing_email',
     'notification_email',
+    'inbound_email',
     'web_user',
     'email_queue',
     ]
