@@ -21,7 +21,7 @@ from .address import NULL_SENDER, on_the_wire
 from .dead import GONE
 from .exceptions import BusyError
 from .history import about
-from .recipients import join_lines, refused_words, split_addresses, split_lines
+from .recipients import account, join_lines, split_addresses, split_lines, told
 from .store import forget, utc_now
 
 __all__ = ['Notices', 'Received', 'receive']
@@ -168,9 +168,9 @@ class Notices:
                     recipient, split_addresses(email.to_addrs)):
                 raise _busy(email)
             if address := email.find(recipient, email.taken):
-                told = bounced if recipient.action == 'failed' else delayed
-                told[address] = recipient.words
-                if told is bounced and recipient.status in GONE:
+                answers = bounced if recipient.action == 'failed' else delayed
+                answers[address] = recipient.words
+                if answers is bounced and recipient.status in GONE:
                     gone[address.lower()] = recipient.words, email.id
         if bounced:
             cls._refuse(email, bounced)
@@ -195,8 +195,9 @@ class Notices:
             }
         if email.state in {'sent', 'failed'}:
             values['state'] = 'failed'
-            values['error'] = refused_words(
-                email.to_addrs, accepted, refused)
+            values['error'] = account(
+                email.to_addrs, accepted,
+                told(refused, split_addresses(email.to_addrs)))
         t = cls.__table__()
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.update(

@@ -36,16 +36,6 @@ def join_lines(text, lines):
     return '\n'.join([*split_lines(text), *lines]) or None
 
 
-def refused_words(to_addrs, accepted, refused):
-    "Return what the error of an email says that was refused to some"
-    recipients = split_addresses(to_addrs)
-    if accepted:
-        count = len(split_lines(accepted))
-        return (f"delivered to {count} of {len(recipients)} recipients\n"
-            f"{refused}")
-    return words_of(refused) if len(recipients) == 1 else refused
-
-
 def address_of(line):
     "Return the address that a line of ``accepted`` or ``refused`` is about"
     match = _line_address.match(line)

@@ -96,8 +96,8 @@ class BouncedTestCase(NoticesTestCase):
         self.receive(about(JANE))
         self.assertEqual(
             self.read(id_, 'error'),
-            f'delivered to 1 of 3 recipients\n{JOHN} {UNKNOWN}\n'
-            f'{JANE} {UNKNOWN}')
+            f'delivered to 1 of 3 recipients\n{JANE} {UNKNOWN}\n'
+            f'{JOHN} {UNKNOWN}')
         self.receive(about(JOE))
         self.assertEqual(self.read(id_, *NAMES)[:2], ['failed', None])
         self.assertEqual(len(self.history(id_)), 3)
@@ -107,7 +107,7 @@ class BouncedTestCase(NoticesTestCase):
         self.receive(about(JOE, JANE, JOHN))
         self.assertEqual(
             self.read(id_, 'error'),
-            '\n'.join(f'{a} {UNKNOWN}' for a in [JOE, JANE, JOHN]))
+            '\n'.join(f'{a} {UNKNOWN}' for a in [JANE, JOHN, JOE]))
 
     def test_only_recipient(self):
         id_ = self.queue_sent(JANE)
@@ -125,7 +125,7 @@ class BouncedTestCase(NoticesTestCase):
             self.read(id_, 'state', 'accepted', 'error'), [
                 'failed', JANE,
                 'delivered to 1 of 3 recipients\n'
-                f'{bad} 550 5.1.1 no\n{JOHN} {UNKNOWN}'])
+                f'{JOHN} {UNKNOWN}\n{bad} 550 5.1.1 no'])
 
     def test_while_others_wait(self):
         "Test an email that has still to go to another recipient"
