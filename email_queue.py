@@ -20,8 +20,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 
 from . import (
-    again, behalf, files, identity, incomplete, notices, notification, oauth,
-    original, policy, preview, replies, sender)
+    again, behalf, files, identity, incomplete, known, notices, notification,
+    oauth, original, policy, preview, replies, sender)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -288,7 +288,8 @@ class EmailQueue(
             states={
                 'invisible': ~Eval('notice'),
                 },
-            help="Why nothing is sent, or nothing to its recipients."),
+            help="Why nothing is sent, or nothing to its recipients, "
+            "and since when the server takes no emails."),
         'get_notice')
 
     @classmethod
@@ -487,7 +488,13 @@ class EmailQueue(
         table, _ = tables[None]
         return [table.subject]
 
-    def get_outcome(self, name):
+    @classmethod
+    def get_outcome(cls, emails, name):
+        now = database_time()
+        troubles = known.troubles(now)
+        return {e.id: e._outcome(troubles, now) for e in emails}
+
+    def _outcome(self, troubles, now):
         "Return why the email is where it is, on one line"
         if self.state in {'sent', 'cancelled'}:
             return None
@@ -499,6 +506,8 @@ class EmailQueue(
             message = 'msg_outcome_uncertain'
         elif waits and self.suspect_since:
             message = 'msg_outcome_suspect'
+        elif waits and self.scheduled_at <= now and self.server in troubles:
+            return troubles[self.server]
         elif waits and words:
             message = 'msg_outcome_deferred'
         else:
@@ -599,7 +608,15 @@ class EmailQueue(
 
     @classmethod
     def get_notice(cls, emails, name):
-        return dict.fromkeys(map(int, emails), identity.notice())
+        of_all = identity.notice()
+        troubles = known.troubles(database_time())
+        notices = {}
+        for email in emails:
+            notice = [of_all]
+            if email.state in identity.WAITING:
+                notice.append(troubles.get(email.server))
+            notices[email.id] = ' '.join(filter(None, notice)) or None
+        return notices
 
     def get_waiting(self, name):
         if self.state in {'outbox', 'sending'}:
