@@ -5,8 +5,8 @@ import datetime as dt
 import logging
 from contextlib import contextmanager, nullcontext
 
-from sql import Column, Null
-from sql.conditionals import Coalesce
+from sql import Column, Literal, Null
+from sql.conditionals import Case, Coalesce
 
 import trytond.config as config
 from trytond import backend
@@ -20,8 +20,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 
 from . import (
-    again, behalf, files, identity, incomplete, notices, notification, oauth,
-    original, policy, preview, replies, sender)
+    again, behalf, files, identity, incomplete, known, notices, notification,
+    oauth, original, policy, preview, replies, sender)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -49,6 +49,9 @@ NAMES = 5
 UNKNOWN = '?'
 # How many values a statement has at most
 IDS_LENGTH = 1000
+TRUE = Literal(True)
+# What the error of an uncertain email says, unless a later one has replaced it
+ARRIVED = 'may have arrived'
 # The digits that fit any integer of a database
 ID_LENGTH = 18
 
@@ -63,7 +66,7 @@ class EmailQueue(
         help="The sender of the envelope. "
         "Notices of non-delivery are sent to it.")
     to_addrs = fields.Char(
-        "To", required=True, readonly=True,
+        "Recipients", required=True, readonly=True,
         help="The recipients of the envelope, separated by commas.")
     msg = files.Message(
         "Message", filename='filename', readonly=True,
@@ -134,6 +137,8 @@ class EmailQueue(
             },
         help="The ESMTP options of each recipient, separated by spaces.")
     subject = fields.Char("Subject", readonly=True)
+    title = fields.Function(
+        fields.Char("Subject"), 'get_title', searcher='search_title')
     message_id = fields.Char("Message-ID", readonly=True)
     resource = fields.Reference(
         "Record", selection='get_resources', readonly=True,
@@ -270,12 +275,21 @@ class EmailQueue(
             ('failed', "Failed"),
             ('cancelled', "Cancelled"),
             ], "State", sort=False, required=True, readonly=True)
+    outcome = fields.Function(
+        fields.Char("What Became of It"),
+        'get_outcome', searcher='search_outcome')
+    sent_or_due = fields.Function(
+        fields.Timestamp(
+            "Sent or Due",
+            help="When the email was sent, or when it goes next."),
+        'get_sent_or_due', searcher='search_sent_or_due')
     notice = fields.Function(
         fields.Char("Notice",
             states={
                 'invisible': ~Eval('notice'),
                 },
-            help="Why nothing is sent, or nothing to its recipients."),
+            help="Why nothing is sent, or nothing to its recipients, "
+            "and since when the server takes no emails."),
         'get_notice')
 
     @classmethod
@@ -285,7 +299,7 @@ class EmailQueue(
         # As read returns them
         for name in [
                 'create_date', 'scheduled_at', 'expires_at', 'first_attempt',
-                'sent_at', 'bounced_at', 'suspect_since']:
+                'sent_at', 'bounced_at', 'suspect_since', 'sent_or_due']:
             getattr(cls, name).format = '%H:%M:%S'
 
         t = cls.__table__()
@@ -336,6 +350,13 @@ class EmailQueue(
                     t, (t.again_of, Index.Range()),
                     where=t.again_of != Null),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
+                # The tab Needs Attention
+                Index(
+                    t, (t.id, Index.Range()),
+                    where=(t.state == 'outbox') & (t.uncertain == TRUE)),
+                Index(
+                    t, (t.id, Index.Range()),
+                    where=(t.state == 'outbox') & (t.suspect_since != Null)),
                 Index(t, (t.create_date, Index.Range())),
                 Index(
                     t, (t.file_id, Index.Equality()), where=t.file_id != ''),
@@ -455,6 +476,74 @@ class EmailQueue(
                 for name_ in ['subject', 'message_id', 'from_addr', 'to_addrs']
                 )]
 
+    def get_title(self, name):
+        return self.subject or gettext('email_queue.msg_no_subject')
+
+    @classmethod
+    def search_title(cls, name, clause):
+        return [('subject', *clause[1:])]
+
+    @classmethod
+    def order_title(cls, tables):
+        table, _ = tables[None]
+        return [table.subject]
+
+    @classmethod
+    def get_outcome(cls, emails, name):
+        now = database_time()
+        troubles = known.troubles(now)
+        return {e.id: e._outcome(troubles, now) for e in emails}
+
+    def _outcome(self, troubles, now):
+        "Return why the email is where it is, on one line"
+        if self.state in {'sent', 'cancelled'}:
+            return None
+        words = ' '.join((self.error or '').split())
+        waits = self.state == 'outbox'
+        if self.bounced_at:
+            message = 'msg_outcome_bounced'
+        elif self.uncertain and ARRIVED not in words:
+            message = 'msg_outcome_uncertain'
+        elif waits and self.suspect_since:
+            message = 'msg_outcome_suspect'
+        elif waits and self.scheduled_at <= now and self.server in troubles:
+            return troubles[self.server]
+        elif waits and words:
+            message = 'msg_outcome_deferred'
+        else:
+            return words or None
+        return gettext(f'email_queue.{message}', words=words).rstrip(': ')
+
+    @classmethod
+    def search_outcome(cls, name, clause):
+        return [('error', *clause[1:])]
+
+    def get_sent_or_due(self, name):
+        if self.state == 'sent':
+            return self.sent_at
+        if self.state in identity.WAITING:
+            return self.scheduled_at
+
+    @classmethod
+    def search_sent_or_due(cls, name, clause):
+        _, operator, value, *_ = clause
+        over = [*identity.WAITING, 'sent']
+        if value is None:
+            return [(
+                    'state', 'not in' if operator == '=' else 'in', over)]
+        return ['OR',
+            [('state', '=', 'sent'), ('sent_at', operator, value)],
+            [('state', 'in', identity.WAITING),
+                ('scheduled_at', operator, value)],
+            ]
+
+    @classmethod
+    def order_sent_or_due(cls, tables):
+        table, _ = tables[None]
+        return [Case(
+                (table.state == 'sent', table.sent_at),
+                (table.state.in_(identity.WAITING), table.scheduled_at))]
+
     @classmethod
     def read(cls, ids, fields_names):
         if not Transaction().check_access:
@@ -519,7 +608,15 @@ class EmailQueue(
 
     @classmethod
     def get_notice(cls, emails, name):
-        return dict.fromkeys(map(int, emails), identity.notice())
+        of_all = identity.notice()
+        troubles = known.troubles(database_time())
+        notices = {}
+        for email in emails:
+            notice = [of_all]
+            if email.state in identity.WAITING:
+                notice.append(troubles.get(email.server))
+            notices[email.id] = ' '.join(filter(None, notice)) or None
+        return notices
 
     def get_waiting(self, name):
         if self.state in {'outbox', 'sending'}:
@@ -553,11 +650,16 @@ class EmailQueue(
     def view_attributes(cls):
         state = Eval('state', '')
         return super().view_attributes() + [
+            # Whole rows are quiet: a client may paint their background
             ('/tree', 'visual',
+                If(state == 'cancelled', 'muted', ''), ['state']),
+            ('/tree/field[@name="state"]', 'visual',
                 If(state == 'failed', 'danger',
-                    If((state == 'outbox') & Bool(Eval('error')), 'warning',
-                        If(state.in_(['sent', 'cancelled']), 'muted', ''))),
-                ['state', 'error']),
+                    If((state == 'outbox') & (
+                            Bool(Eval('uncertain'))
+                            | Bool(Eval('suspect_since'))),
+                        'warning', '')),
+                ['state', 'uncertain', 'suspect_since']),
             ]
 
     @classmethod

@@ -7,17 +7,19 @@ A run reads it when it begins and writes what has changed when it ends.
 import datetime as dt
 from typing import NamedTuple
 
-from sql import Column
+from sql import Column, Null
 
 from trytond import backend
+from trytond.i18n import gettext
 from trytond.model import ModelSQL, Unique, fields
 from trytond.pool import Pool
-from trytond.transaction import without_check_access
+from trytond.transaction import Transaction, without_check_access
 
-from .policy import login_delay
+from . import smtp
+from .policy import login_delay, server_uri
 from .replies import alike
 
-__all__ = ['Known', 'Server', 'recall', 'retain']
+__all__ = ['Known', 'Server', 'recall', 'retain', 'troubles']
 
 # Two runs can find out at once that there is no record of a server
 TRIES = 2
@@ -161,6 +163,41 @@ def retain(store, known, before):
         except backend.DatabaseIntegrityError:
             # Another run was first
             continue
+
+
+def troubles(now):
+    """Return what to tell of each server that takes no emails, by its name.
+
+    The name of the default server is None.
+
+    :param now: the naive UTC: of its day only the time is told.
+    """
+    t = _table()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*t.select(
+            t.name, t.trouble, t.troubled_at,
+            where=(t.trouble != Null) & (t.troubled_at != Null)))
+    return {
+        name or None: gettext(
+            'email_queue.msg_server_takes_none',
+            server=_shown(name), time=_time(at, now),
+            words=' '.join(words.split()))
+        for name, words, at in cursor}
+
+
+def _shown(name):
+    "Return the name of a server and where it is, without its login"
+    uri = server_uri(name or None)
+    if name:
+        return f'{name} ({smtp.server_name(uri)})' if uri else name
+    return smtp.server_name(uri)
+
+
+def _time(at, now):
+    "Return a time in words. In UTC: the server does not know that of the user"
+    lang = Pool().get('ir.lang').get()
+    format_ = '%H:%M' if at.date() == now.date() else f'{lang.date} %H:%M'
+    return f'{lang.strftime(at, format_)} UTC'
 
 
 def _table():

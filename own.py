@@ -68,8 +68,10 @@ class OwnEmail(_Own):
     _rec_name = 'subject'
 
     from_addr = fields.Char("From", readonly=True)
-    to_addrs = fields.Char("To", readonly=True)
+    to_addrs = fields.Char("Recipients", readonly=True)
     subject = fields.Char("Subject", readonly=True)
+    title = fields.Function(
+        fields.Char("Subject"), 'get_title', searcher='search_title')
     message_id = fields.Char("Message-ID", readonly=True)
     queue_id = fields.Text(
         "Queue ID", readonly=True, states=_shown_if('queue_id'),
@@ -105,6 +107,13 @@ class OwnEmail(_Own):
 
     def get_rec_name(self, name):
         return self.subject or self.message_id or str(self.id)
+
+    def get_title(self, name):
+        return self.subject or gettext('email_queue.msg_no_subject')
+
+    @classmethod
+    def search_title(cls, name, clause):
+        return [('subject', *clause[1:])]
 
     @classmethod
     def table_query(cls):

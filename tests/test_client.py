@@ -17,7 +17,13 @@ from .jsonrpc import STATES, RPCError, RPCTestCase
 from .smtpd import Server
 from .tools import configured
 
-TABS = ["Outbox", "Sending", "Failed", "Sent", "Cancelled", "All"]
+ATTENTION = "Needs Attention"
+TABS = [
+    ATTENTION, "Outbox", "Sending", "Failed", "Sent", "Cancelled", "All"]
+# The columns that are seen at first
+COLUMNS = [
+    'state', 'to_addrs', 'title', 'outcome', 'sent_or_due', 'sent_or_due',
+    'create_date']
 
 
 @contextmanager
@@ -110,7 +116,7 @@ class ClientTestCase(RPCTestCase):
                 for email in self.postmaster.queue(
                         'search_read', domain, 0, None, None,
                         ['state:string']):
-                    if name != "All":
+                    if name not in {ATTENTION, "All"}:
                         self.assertEqual(email['state:string'], name)
 
     def test_order(self):
@@ -132,7 +138,7 @@ class ClientTestCase(RPCTestCase):
                 self.assertEqual(root.get('creatable'), '0')
                 names = {e.get('name') for e in root.iter('field')}
                 self.assertLessEqual(
-                    {'from_addr', 'to_addrs', 'subject', 'state', 'attempts',
+                    {'from_addr', 'to_addrs', 'title', 'state', 'attempts',
                         'error'},
                     names)
                 self.assertLessEqual(names, view['fields'].keys())
@@ -168,19 +174,56 @@ class ClientTestCase(RPCTestCase):
                             state in shown[button.get('name')])
 
     def test_visual(self):
-        "Test the list tells by colours what needs attention"
+        "Test the state alone tells by a colour what needs attention"
         _, root = self.views()['tree']
-        for state, error, visual in [
-                ('outbox', None, ''),
-                ('outbox', "451 try again later", 'warning'),
-                ('sending', None, ''),
-                ('failed', "550 no such user", 'danger'),
-                ('sent', None, 'muted'),
-                ('cancelled', None, 'muted'),
+        column = root.find('field[@name="state"]')
+        now = dt.datetime.now()
+        for state, uncertain, suspect_since, visual in [
+                ('outbox', False, None, ''),
+                ('outbox', True, None, 'warning'),
+                ('outbox', False, now, 'warning'),
+                ('sending', False, None, ''),
+                ('sending', True, None, ''),
+                ('failed', False, None, 'danger'),
+                ('failed', True, None, 'danger'),
+                ('sent', False, None, ''),
+                ('sent', True, None, ''),
+                ('cancelled', True, now, ''),
                 ]:
-            with self.subTest(state=state, error=error):
-                decoder = PYSONDecoder({'state': state, 'error': error})
-                self.assertEqual(decoder.decode(root.get('visual')), visual)
+            with self.subTest(
+                    state=state, uncertain=uncertain,
+                    suspect_since=suspect_since):
+                decoder = PYSONDecoder({
+                        'state': state,
+                        'uncertain': uncertain,
+                        'suspect_since': suspect_since,
+                        })
+                self.assertEqual(decoder.decode(column.get('visual')), visual)
+                self.assertEqual(
+                    decoder.decode(root.get('visual')),
+                    'muted' if state == 'cancelled' else '')
+
+    def test_attention(self):
+        "Test the tab of what needs attention, and each email that does not"
+        now = dt.datetime.now()
+        shown = set()
+        for state in STATES:
+            for values, needs in [
+                    ({}, state == 'failed'),
+                    ({'uncertain': True}, state in {'outbox', 'failed'}),
+                    ({'suspect_since': now}, state in {'outbox', 'failed'}),
+                    ({'error': "451 later"}, state == 'failed'),
+                    ]:
+                id_ = self.queue()
+                self.write(id_, state=state, **values)
+                if needs:
+                    shown.add(id_)
+        name, domain, _ = self.action()['domains'][0]
+        self.assertEqual(name, ATTENTION)
+        domain = PYSONDecoder({}).decode(domain)
+        self.assertEqual(
+            set(self.postmaster.queue('search', domain, 0, None, None)),
+            shown)
 
     def test_empty(self):
         "Test the form hides what an email does not have"
@@ -254,13 +297,138 @@ class ClientTestCase(RPCTestCase):
                             'retry', 'cancel', 'send_again'})
 
     def test_columns(self):
-        "Test the columns that are seen at first"
+        "Test the columns that are seen at first, and that others can be"
         _, root = self.views()['tree']
+        fields = list(root.iter('field'))
+        self.assertEqual(
+            [e.get('name') for e in fields if not e.get('optional')], COLUMNS)
+        self.assertEqual(
+            {e.get('optional') for e in fields}, {None, '1'})
         self.assertLessEqual(
-            {'create_date', 'from_addr', 'to_addrs', 'subject', 'size',
-                'state', 'attempts', 'scheduled_at', 'priority'},
-            {e.get('name') for e in root.iter('field')
-                if e.get('optional') != '1'})
+            {'from_addr', 'attempts', 'priority', 'size', 'server',
+                'message_id', 'resource', 'create_uid', 'uncertain',
+                'expires_at'},
+            {e.get('name') for e in fields})
+
+    def test_widgets(self):
+        "Test no column is of a kind that the desktop client can not show"
+        view, root = self.views()['tree']
+        for element in root.iter('field'):
+            name = element.get('name')
+            if view['fields'][name]['type'] in {'timestamp', 'datetime'}:
+                with self.subTest(field=name):
+                    self.assertIn(element.get('widget'), {'date', 'time'})
+
+    def test_labels(self):
+        "Test two fields of the list are not filtered by the same name"
+        view, root = self.views()['tree']
+        labels = {}
+        for element in root.iter('field'):
+            name = element.get('name')
+            labels.setdefault(
+                name, element.get('string') or view['fields'][name]['string'])
+        self.assertEqual(len(set(labels.values())), len(labels))
+        self.assertEqual(labels['to_addrs'], "Recipients")
+        self.assertEqual(labels['create_date'], "Date")
+
+    def test_no_subject(self):
+        "Test an empty subject is told as such, and a subject is found"
+        ids = {
+            self.queue(msg=f'Subject: {subject}\r\n\r\n'.encode()): shown
+            for subject, shown in [
+                ("Order", "Order"), ("", "(no subject)")]}
+        for email in self.postmaster.queue('read', list(ids), ['title']):
+            self.assertEqual(email['title'], ids[email['id']])
+        order, empty = ids
+        for clause, found in [
+                (('title', 'ilike', '%order%'), [order]),
+                (('title', '=', None), [empty])]:
+            self.assertEqual(
+                self.postmaster.queue('search', [clause], 0, None, None),
+                found)
+        self.assertEqual(
+            self.postmaster.queue(
+                'search', [('title', '!=', None)], 0, None,
+                [('title', 'ASC')]), [order])
+
+    def test_outcome(self):
+        "Test one line tells what became of an email"
+        now = dt.datetime.now()
+        words = "550 5.1.1 no\nsuch user"
+        line = "550 5.1.1 no such user"
+        for values, outcome in [
+                ({}, None),
+                ({'error': words}, f"Is tried again: {line}"),
+                ({'error': words, 'suspect_since': now},
+                    f"The server may refuse everything: {line}"),
+                ({'error': words, 'uncertain': True},
+                    f"May have arrived: {line}"),
+                ({'uncertain': True}, "May have arrived"),
+                ({'error': "lost: the message may have arrived",
+                    'uncertain': True, 'state': 'failed'},
+                    "lost: the message may have arrived"),
+                ({'state': 'failed', 'error': words}, line),
+                ({'state': 'failed', 'error': words, 'bounced_at': now},
+                    f"Came back: {line}"),
+                ({'state': 'failed', 'error': words, 'uncertain': True},
+                    f"May have arrived: {line}"),
+                ({'state': 'sending', 'error': words}, line),
+                ({'state': 'sent', 'error': words, 'uncertain': True}, None),
+                ({'state': 'cancelled', 'error': words}, None),
+                ]:
+            with self.subTest(values=values):
+                id_ = self.queue()
+                self.write(id_, **values)
+                email, = self.postmaster.queue('read', [id_], ['outcome'])
+                self.assertEqual(email['outcome'], outcome)
+                self.assertEqual(
+                    id_ in self.postmaster.queue(
+                        'search', [('outcome', 'ilike', '%no_such%')], 0,
+                        None, None),
+                    values.get('error') == words)
+
+    def test_sent_or_due(self):
+        "Test when an email was sent or goes next is read, found and sorted"
+        day = dt.timedelta(days=1)
+        noon = dt.datetime(2026, 11, 25, 12)
+        ids = {}
+        for number, state in enumerate(STATES):
+            ids[state] = self.queue()
+            self.write(
+                ids[state], state=state, scheduled_at=noon + number * day,
+                sent_at=noon - day if state == 'sent' else None)
+        shown = {
+            ids['outbox']: noon,
+            ids['sending']: noon + day,
+            ids['sent']: noon - day,
+            ids['failed']: None,
+            ids['cancelled']: None,
+            }
+        for email in self.postmaster.queue(
+                'read', list(shown), ['sent_or_due']):
+            self.assertEqual(email['sent_or_due'], shown[email['id']])
+        for domain in [
+                [('sent_or_due', '=', noon)],
+                [('sent_or_due', '>=', noon)],
+                [('sent_or_due', '<', noon)],
+                [('sent_or_due', '=', None)],
+                [('sent_or_due', '!=', None)],
+                ]:
+            (_, operator, value), = domain
+            with self.subTest(domain=domain):
+                found = self.postmaster.queue('search', domain, 0, None, None)
+                self.assertEqual(
+                    set(found),
+                    {id_ for id_, at in shown.items()
+                        if (operator == '=' and at == value)
+                        or (operator == '!=' and at != value)
+                        or (operator == '>=' and at and at >= value)
+                        or (operator == '<' and at and at < value)})
+        found = self.postmaster.queue(
+            'search', [('sent_or_due', '!=', None)], 0, None,
+            [('sent_or_due', 'ASC')])
+        self.assertEqual(
+            found, [ids['sent'], ids['outbox'], ids['sending']])
 
     def test_search(self):
         "Test an email is found by what is known of it"
@@ -294,9 +462,15 @@ class ClientTestCase(RPCTestCase):
         view, root = self.views()['tree']
         # The client searches by the fields of the list
         self.assertLessEqual(
-            {'from_addr', 'to_addrs', 'subject', 'message_id', 'state',
-                'create_date', 'resource', 'error'},
+            {'from_addr', 'to_addrs', 'title', 'message_id', 'state',
+                'create_date', 'create_uid', 'resource', 'outcome', 'error',
+                'server', 'uncertain', 'sent_at', 'sent_or_due', 'expires_at',
+                'bounced_at', 'suspect_since', 'scheduled_at', 'priority',
+                'attempts', 'size'},
             view['fields'].keys())
+        for name, definition in view['fields'].items():
+            with self.subTest(field=name):
+                self.assertTrue(definition.get('searchable', True))
 
     def test_contents(self):
         "Test what is read of the message"

@@ -8,6 +8,9 @@ import textwrap
 import unittest
 from pathlib import Path
 
+import polib
+
+import trytond
 from trytond.model import fields
 from trytond.pool import Pool, PoolMeta
 from trytond.transaction import Transaction
@@ -34,6 +37,70 @@ DIRECTIVE = re.compile(
 EXAMPLE = re.compile(
     r'^(?P<indent> *)\.\. code-block:: python\n(?: +:.*\n)*'
     r'(?P<code>(?:\n|(?P=indent) +.*\n)+)', re.M)
+
+BORDER = re.compile(r'=+(?: +=+)+')
+MARKUP = re.compile(r'``[^`]+``|\*[^*]+\*|\|[^|]+\|')
+# Literal blocks, directives that hold no text and comments
+NO_TEXT = re.compile(
+    r'^(?P<indent> *)'
+    r'(?:(?!\.\. )(?P<keep>.*\S)?::|\.\. (?:code-block|image|toctree)::.*)\n'
+    r'(?:\n|(?P=indent) +.*\n)*', re.M)
+LABEL = re.compile(r'^ *\.\. _([^:\n]+):(?: |$)', re.M)
+TITLE = re.compile(r'^(.*\S)\n([#*=~^"-])\2+$', re.M)
+# What is a role's own has its name before it
+REFERENCE = re.compile(
+    r'(?<![`:\w])`(?!`)(?:[^`<]+<)?([^`<>]+)>?`(?P<named>_?)(?!`)')
+DOC_ROLE = re.compile(r':doc:`(?:[^`<]+<)?([^`<>]+)>?`')
+MENU_ROLE = re.compile(
+    r':menuselection:`([^`]+)`|\*(Administration > [^*]+)\*')
+TOCTREE = re.compile(r'^\.\. toctree::\n((?:\n| +.*\n?)+)', re.M)
+
+
+def pages():
+    return [README, *sorted(DOC.rglob('*.rst'))]
+
+
+def words(text):
+    "Return a name as reStructuredText compares it"
+    return ' '.join(text.split()).lower()
+
+
+def simple_tables(text):
+    "Return the first line and the column widths of tables, with their rows"
+    lines = iter(enumerate(text.splitlines(), 1))
+    for number, line in lines:
+        if not BORDER.fullmatch(line.strip()):
+            continue
+        columns = [m.span() for m in re.finditer('=+', line)]
+        # The last one has no end
+        columns[-1] = columns[-1][0], None
+        rows, borders = [], 1
+        while borders < 3:
+            _, line = next(lines)
+            if BORDER.fullmatch(line.strip()):
+                borders += 1
+            elif borders == 2:
+                rows.append([line[s:e].strip() for s, e in columns])
+        yield number, columns[0][1] - columns[0][0], rows
+
+
+def torn(width, rows):
+    """Return the first cells that may be the rest of the cell above them.
+
+    In a simple table each line with a first cell begins a row. Text that
+    would not have fitted into the line above looks like its rest, and so does
+    what goes on in small letters, or has no other cell.
+    """
+    first = [row for row in rows if row[0]]
+    found = []
+    for (above, *_), (cell, *others) in zip(first, first[1:]):
+        if MARKUP.fullmatch(cell) or not re.search(r'\s', above):
+            continue
+        if (len(f'{above} {cell.split()[0]}') > width
+                or cell[0].islower() and not first[0][0][0].islower()
+                or not all(others)):
+            found.append(cell)
+    return found
 
 
 def examples(path):
@@ -125,6 +192,140 @@ class DocTestCase(QueueTestCase):
             re.findall(FIELD, reference, re.M),
             [name for name, value in vars(email_queue.EmailQueue).items()
                 if isinstance(value, fields.Field)])
+
+    def test_tables(self):
+        "Test no first cell of a simple table goes on in a row of its own"
+        found = 0
+        for path in pages():
+            for line, width, rows in simple_tables(path.read_text('utf-8')):
+                found += 1
+                with self.subTest(page=path.name, line=line):
+                    self.assertFalse(torn(width, rows))
+        self.assertTrue(found)
+
+    def test_torn(self):
+        "Test what a torn row is"
+        for table, cells in [
+                ("""
+======= =====
+A       B
+======= =====
+One two four
+three   six
+======= =====
+""", ['three']),
+                ("""
+=============== =====
+A               B
+=============== =====
+One or two      four
+and three       six
+=============== =====
+""", ['and three']),
+                ("""
+=============== =====
+A               B
+=============== =====
+One or two      four
+Three
+=============== =====
+""", ['Three']),
+                ("""
+======= =====
+A       B
+======= =====
+``one`` four
+``two``
+``six`` five
+        seven
+one     eight
+======= =====
+""", []),
+                ]:
+            with self.subTest(table=table):
+                (_, width, rows), = simple_tables(table)
+                self.assertEqual(torn(width, rows), cells)
+
+    def test_references(self):
+        "Test no reference leads nowhere, in a page or between pages"
+        texts = {path: path.read_text('utf-8') for path in pages()}
+        labels = {
+            words(label) for path, text in texts.items() if path != README
+            for label in LABEL.findall(text)}
+        found = 0
+        for path, text in texts.items():
+            own = {words(name) for name in LABEL.findall(text)} | {
+                words(title) for title, _ in TITLE.findall(text)}
+            read = NO_TEXT.sub(
+                lambda match: f'{match["keep"] or ""}\n', text)
+            read = re.sub(r'``.+?``', '', read, flags=re.S)
+            for match in REFERENCE.finditer(read):
+                found += 1
+                with self.subTest(page=path.name, reference=match[0]):
+                    self.assertIn(
+                        words(match[1]), own if match['named'] else labels)
+            for page in DOC_ROLE.findall(read):
+                with self.subTest(page=path.name, doc=page):
+                    self.assertTrue((path.parent / f'{page}.rst').exists())
+        self.assertGreater(found, 100)
+
+    def test_toctree(self):
+        "Test each page is named once where its folder is listed, by its name"
+        listed = []
+        for path in pages():
+            for entries in TOCTREE.findall(path.read_text('utf-8')):
+                for entry in entries.split('\n'):
+                    entry = entry.strip()
+                    if entry and not entry.startswith(':'):
+                        listed.append(path.parent / f'{entry}.rst')
+                self.assertNotIn(':glob:', entries)
+        self.assertEqual(
+            sorted([DOC / 'index.rst', *listed]), sorted(DOC.rglob('*.rst')))
+
+    def test_menus(self):
+        "Test the menus are called so in the client"
+        with self.transaction(readonly=True):
+            Menu = Pool().get('ir.ui.menu')
+            menus = {
+                menu.complete_name.replace(' / ', ' > ')
+                for menu in Menu.search([])}
+        # Of the user, not of the menu
+        menus.add("Preferences > Notifications")
+        found = 0
+        for path in pages():
+            for match in MENU_ROLE.finditer(path.read_text('utf-8')):
+                found += 1
+                name = ' '.join((match[1] or match[2]).split())
+                with self.subTest(page=path.name, menu=name):
+                    self.assertIn(name.replace('-->', '>'), menus)
+        self.assertTrue(found)
+
+    def test_names_of_menus(self):
+        "Test the menus are called so in other languages"
+        languages = ['de', 'fr', 'es']
+        names = {}
+        for path in [
+                *Path(trytond.__file__).parent.glob('[ir][re]*/locale/*.po'),
+                *(ROOT / 'locale').glob('*.po')]:
+            for entry in polib.pofile(path):
+                if entry.msgctxt.startswith('model:ir.ui.menu,name:'):
+                    names.setdefault(entry.msgid, {}).setdefault(
+                        path.stem, set()).add(entry.msgstr)
+        page = (DOC / 'installation.rst').read_text('utf-8')
+        rows = re.findall(
+            r'^   \* - \*(.+)\*\n     - \*(.+)\*\n     - \*(.+)\*\n'
+            r'     - \*(.+)\*$', page, re.M)
+        self.assertTrue(rows)
+        for name, *translations in rows:
+            for language, translation in zip(languages, translations):
+                with self.subTest(name=name, language=language):
+                    self.assertIn(translation, names[name][language])
+        for language in languages:
+            administration, = names["Administration"][language]
+            for entry in polib.pofile(ROOT / 'locale' / f'{language}.po'):
+                if "Administration / " in entry.msgid:
+                    with self.subTest(language=language, text=entry.msgid):
+                        self.assertIn(f'{administration} / ', entry.msgstr)
 
 
 del QueueTestCase

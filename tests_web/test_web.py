@@ -52,6 +52,7 @@ class WebTestCase(unittest.TestCase):
                 browser.login()
                 browser.open_menu('Administration', 'Email Queue')
                 browser.find('.nav-tabs a', "Outbox 3")
+                browser.open_tab("Outbox")
                 browser.select_row("alice@example.com")
                 browser.click('.tree-container button', "Cancel")
                 browser.click('.modal button', "OK")
@@ -115,6 +116,7 @@ class WebTestCase(unittest.TestCase):
             with Browser(site.url) as browser:
                 browser.login()
                 browser.open_menu('Administration', 'Email Queue')
+                browser.open_tab("Outbox")
                 browser.select_row("alice@example.com")
                 browser.open_action("Erase Address")
                 browser.type('.modal [name=address]', 'alice@example.com')
