@@ -2,8 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 
 import datetime as dt
+import functools
 import logging
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 from sql import Column, Null
 from sql.conditionals import Coalesce
@@ -20,8 +21,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 
 from . import (
-    again, behalf, files, identity, incomplete, notices, notification, oauth,
-    original, policy, preview, replies, sender)
+    again, behalf, bulk, files, identity, incomplete, notices, notification,
+    oauth, original, policy, preview, replies, sender)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -54,7 +55,8 @@ ID_LENGTH = 18
 
 
 class EmailQueue(
-        again.Again, notices.Notices, Retention, ModelSQL, ModelView):
+        again.Again, bulk.Bulk, notices.Notices, Retention, ModelSQL,
+        ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -615,12 +617,11 @@ class EmailQueue(
             remains usable.
         """
         check_writable()
-        with _argument_errors():
-            values = cls._queue_values(
-                from_addr, to_addrs, msg, mail_options, rcpt_options,
-                priority=priority, scheduled_at=scheduled_at,
-                expires_at=expires_at, resource=resource, server=server,
-                sensitive=sensitive)
+        values = cls._checked_values(
+            from_addr, to_addrs, msg, mail_options, rcpt_options,
+            priority=priority, scheduled_at=scheduled_at,
+            expires_at=expires_at, resource=resource, server=server,
+            sensitive=sensitive)
         with without_check_access():
             emails = cls.create([values])
         if scheduled_at is None:
@@ -643,13 +644,19 @@ class EmailQueue(
         ``smtplib.SMTP.send_message``, the keywords those of
         :meth:`queue_mail`.
         """
+        from_addr, to_addrs = cls._envelope(msg, from_addr, to_addrs)
+        return cls.queue_mail(
+            from_addr, to_addrs, msg, mail_options, rcpt_options, **keywords)
+
+    @classmethod
+    def _envelope(cls, msg, from_addr, to_addrs):
+        "Return sender and recipients, from the headers where they are None"
         with _argument_errors():
             if from_addr is None:
                 from_addr = envelope_sender(msg)
             if to_addrs is None:
                 to_addrs = envelope_recipients(msg)
-        return cls.queue_mail(
-            from_addr, to_addrs, msg, mail_options, rcpt_options, **keywords)
+        return from_addr, to_addrs
 
     @classmethod
     def queue_captured(cls, emails, strict=False):
@@ -661,21 +668,33 @@ class EmailQueue(
             becomes a failed record.
         """
         check_writable()
+        cls._create_captured(cls._captured_items(emails, strict))
+
+    @classmethod
+    def _captured_items(cls, emails, strict):
+        """Yield for each email whether it is about one in the queue, and what
+        :meth:`_create_items` takes.
+        """
         resources = cls._archived({m['Message-ID'] for _, _, m in emails})
+        clock = functools.cache(database_time)
         for from_addr, to_addrs, msg in emails:
             options = cls.captured_options(msg)
             resource = options.setdefault(
                 'resource', resources.get(msg['Message-ID']))
-            with _triggers(cls, resource):
-                try:
-                    cls.queue_message(msg, from_addr, to_addrs, **options)
-                except EmailQueueError as error:
-                    if strict:
-                        raise
-                    cls._queue_failed(
-                        from_addr, to_addrs, msg, error,
-                        server=options.get('server'),
-                        sensitive=options.get('sensitive', False))
+            is_about_queue = str(resource).startswith(f'{cls.__name__},')
+            try:
+                from_addr_, to_addrs_ = cls._envelope(msg, from_addr, to_addrs)
+                values = cls._checked_values(
+                    from_addr_, to_addrs_, msg, clock=clock, **options)
+            except EmailQueueError as error:
+                if strict:
+                    raise
+                values = cls._failed_values(
+                    from_addr, to_addrs, msg, error, **options)
+                is_due = False
+            else:
+                is_due = options.get('scheduled_at') is None
+            yield is_about_queue, (values, is_due)
 
     @classmethod
     def captured_options(cls, msg):
@@ -706,8 +725,9 @@ class EmailQueue(
         return resources
 
     @classmethod
-    def _queue_failed(
-            cls, from_addr, to_addrs, msg, error, server, sensitive):
+    def _failed_values(
+            cls, from_addr, to_addrs, msg, error, server=None,
+            sensitive=False, **_):
         try:
             data = prepare(msg, HOSTNAME)
         except ArgumentError:
@@ -715,27 +735,36 @@ class EmailQueue(
         subject, message_id = describe(data)
         if not isinstance(to_addrs, str):
             to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
-        with without_check_access():
-            cls.create([{
-                        'from_addr': printable(
-                            str(from_addr or msg['From'] or '')) or UNKNOWN,
-                        'to_addrs': printable(to_addrs) or UNKNOWN,
-                        'msg': data,
-                        'size': len(data),
-                        'subject': subject,
-                        'message_id': message_id,
-                        # Not by another one after Retry
-                        'server': printable(str(server or '')) or None,
-                        'scheduled_at': utc_now(),
-                        'state': 'failed',
-                        'error': error.message,
-                        'sensitive': bool(sensitive),
-                        }])
+        return {
+            'from_addr': printable(
+                str(from_addr or msg['From'] or '')) or UNKNOWN,
+            'to_addrs': printable(to_addrs) or UNKNOWN,
+            'msg': data,
+            'size': len(data),
+            'subject': subject,
+            'message_id': message_id,
+            # Not by another one after Retry
+            'server': printable(str(server or '')) or None,
+            'scheduled_at': utc_now(),
+            'state': 'failed',
+            'error': error.message,
+            'sensitive': bool(sensitive),
+            }
+
+    @classmethod
+    def _checked_values(cls, *args, **keywords):
+        with _argument_errors():
+            return cls._queue_values(*args, **keywords)
 
     @classmethod
     def _queue_values(
-            cls, from_addr, to_addrs, msg, mail_options, rcpt_options,
-            priority, scheduled_at, expires_at, resource, server, sensitive):
+            cls, from_addr, to_addrs, msg, mail_options=(), rcpt_options=(),
+            *, priority='normal', scheduled_at=None, expires_at=None,
+            resource=None, server=None, sensitive=False, clock=database_time):
+        """Return the values of a new email.
+
+        :param clock: what returns the time of the database.
+        """
         from_addr = envelope_from(from_addr)
         to_addrs = envelope_to(to_addrs)
         mail_options = options('mail_options', mail_options)
@@ -748,7 +777,7 @@ class EmailQueue(
                 'server', str(server), 'msg_server_unknown')
         now = None
         if scheduled_at is not None or expires_at is not None:
-            now = database_time()
+            now = clock()
         if scheduled_at is not None:
             scheduled_at = _instant('scheduled_at', scheduled_at, now)
         if expires_at is not None:
@@ -1121,14 +1150,6 @@ class _Push:
         pass
 
     tpc_vote = tpc_begin
-
-
-def _triggers(Model, resource):
-    "Fire no trigger for an email about one in the queue: it made this one"
-    about_queue = str(resource).startswith(f'{Model.__name__},')
-    if about_queue:
-        return Transaction().set_context(_no_trigger=True)
-    return nullcontext()
 
 
 @contextmanager
