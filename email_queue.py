@@ -143,6 +143,13 @@ class EmailQueue(
             'invisible': ~Eval('resource'),
             },
         help="The record that the email is about.")
+    key = fields.Char(
+        "Key", readonly=True, strip=False,
+        states={
+            'invisible': ~Eval('key'),
+            },
+        help="What the program that has queued the email calls it, so that "
+        "it queues it once.")
     priority = fields.Selection([
             (PRIORITIES['urgent'], "Urgent"),
             (PRIORITIES['normal'], "Normal"),
@@ -377,6 +384,7 @@ class EmailQueue(
         original.convert(cls, module)
         cls._complete(module)
         super().__register__(module)
+        cls._make_keys_unique()
         cls._show_domains()
 
     @classmethod
@@ -588,7 +596,7 @@ class EmailQueue(
     def queue_mail(
             cls, from_addr, to_addrs, msg, mail_options=(), rcpt_options=(),
             *, priority='normal', scheduled_at=None, expires_at=None,
-            resource=None, server=None, sensitive=False):
+            resource=None, server=None, sensitive=False, key=None):
         """Queue an email in the current transaction.
 
         The positional arguments are those of ``smtplib.SMTP.sendmail``.
@@ -611,7 +619,10 @@ class EmailQueue(
             one that the sender chooses, else the default one.
         :param sensitive: whether the message holds a secret: nobody sees it
             in the queue, and it is removed from there when it was sent.
-        :return: a list with the one new record.
+        :param key: what the caller calls the email. Where an email has that
+            key already, nothing is queued.
+        :return: a list with the one new record, or with the one that has the
+            key.
         :raises EmailQueueError: one of the arguments cannot be queued, or the
             transaction is readonly. Nothing is queued then and the transaction
             remains usable.
@@ -621,12 +632,8 @@ class EmailQueue(
             from_addr, to_addrs, msg, mail_options, rcpt_options,
             priority=priority, scheduled_at=scheduled_at,
             expires_at=expires_at, resource=resource, server=server,
-            sensitive=sensitive)
-        with without_check_access():
-            emails = cls.create([values])
-        if scheduled_at is None:
-            cls._push(emails)
-        return emails
+            sensitive=sensitive, key=key)
+        return cls.browse(cls._create_items([(values, scheduled_at is None)]))
 
     @classmethod
     def _push(cls, emails):
@@ -727,12 +734,16 @@ class EmailQueue(
     @classmethod
     def _failed_values(
             cls, from_addr, to_addrs, msg, error, server=None,
-            sensitive=False, **_):
+            sensitive=False, key=None, **_):
         try:
             data = prepare(msg, HOSTNAME)
         except ArgumentError:
             data = b''
         subject, message_id = describe(data)
+        try:
+            key = bulk.checked_key(key)
+        except ArgumentError:
+            key = None
         if not isinstance(to_addrs, str):
             to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
         return {
@@ -749,6 +760,7 @@ class EmailQueue(
             'state': 'failed',
             'error': error.message,
             'sensitive': bool(sensitive),
+            'key': key,
             }
 
     @classmethod
@@ -760,7 +772,8 @@ class EmailQueue(
     def _queue_values(
             cls, from_addr, to_addrs, msg, mail_options=(), rcpt_options=(),
             *, priority='normal', scheduled_at=None, expires_at=None,
-            resource=None, server=None, sensitive=False, clock=database_time):
+            resource=None, server=None, sensitive=False, key=None,
+            clock=database_time):
         """Return the values of a new email.
 
         :param clock: what returns the time of the database.
@@ -804,6 +817,7 @@ class EmailQueue(
             'scheduled_at': scheduled_at or utc_now(),
             'expires_at': expires_at,
             'sensitive': bool(sensitive),
+            'key': bulk.checked_key(key),
             }
 
     @classmethod
