@@ -2,8 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 
 import datetime as dt
+import functools
 import logging
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 from sql import Column, Literal, Null
 from sql.conditionals import Case, Coalesce
@@ -20,8 +21,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 
 from . import (
-    again, behalf, files, identity, incomplete, known, notices, notification,
-    oauth, original, policy, preview, replies, sender)
+    again, behalf, bulk, files, identity, incomplete, known, notices,
+    notification, oauth, original, policy, preview, replies, sender)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -57,7 +58,8 @@ ID_LENGTH = 18
 
 
 class EmailQueue(
-        again.Again, notices.Notices, Retention, ModelSQL, ModelView):
+        again.Again, bulk.Bulk, notices.Notices, Retention, ModelSQL,
+        ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -146,6 +148,13 @@ class EmailQueue(
             'invisible': ~Eval('resource'),
             },
         help="The record that the email is about.")
+    key = fields.Char(
+        "Key", readonly=True, strip=False,
+        states={
+            'invisible': ~Eval('key'),
+            },
+        help="What the program that has queued the email calls it, so that "
+        "it queues it once.")
     priority = fields.Selection([
             (PRIORITIES['urgent'], "Urgent"),
             (PRIORITIES['normal'], "Normal"),
@@ -396,6 +405,7 @@ class EmailQueue(
         original.convert(cls, module)
         cls._complete(module)
         super().__register__(module)
+        cls._make_keys_unique()
         cls._show_domains()
 
     @classmethod
@@ -688,7 +698,7 @@ class EmailQueue(
     def queue_mail(
             cls, from_addr, to_addrs, msg, mail_options=(), rcpt_options=(),
             *, priority='normal', scheduled_at=None, expires_at=None,
-            resource=None, server=None, sensitive=False):
+            resource=None, server=None, sensitive=False, key=None):
         """Queue an email in the current transaction.
 
         The positional arguments are those of ``smtplib.SMTP.sendmail``.
@@ -711,23 +721,21 @@ class EmailQueue(
             one that the sender chooses, else the default one.
         :param sensitive: whether the message holds a secret: nobody sees it
             in the queue, and it is removed from there when it was sent.
-        :return: a list with the one new record.
+        :param key: what the caller calls the email. Where an email has that
+            key already, nothing is queued.
+        :return: a list with the one new record, or with the one that has the
+            key.
         :raises EmailQueueError: one of the arguments cannot be queued, or the
             transaction is readonly. Nothing is queued then and the transaction
             remains usable.
         """
         check_writable()
-        with _argument_errors():
-            values = cls._queue_values(
-                from_addr, to_addrs, msg, mail_options, rcpt_options,
-                priority=priority, scheduled_at=scheduled_at,
-                expires_at=expires_at, resource=resource, server=server,
-                sensitive=sensitive)
-        with without_check_access():
-            emails = cls.create([values])
-        if scheduled_at is None:
-            cls._push(emails)
-        return emails
+        values = cls._checked_values(
+            from_addr, to_addrs, msg, mail_options, rcpt_options,
+            priority=priority, scheduled_at=scheduled_at,
+            expires_at=expires_at, resource=resource, server=server,
+            sensitive=sensitive, key=key)
+        return cls.browse(cls._create_items([(values, scheduled_at is None)]))
 
     @classmethod
     def _push(cls, emails):
@@ -745,13 +753,19 @@ class EmailQueue(
         ``smtplib.SMTP.send_message``, the keywords those of
         :meth:`queue_mail`.
         """
+        from_addr, to_addrs = cls._envelope(msg, from_addr, to_addrs)
+        return cls.queue_mail(
+            from_addr, to_addrs, msg, mail_options, rcpt_options, **keywords)
+
+    @classmethod
+    def _envelope(cls, msg, from_addr, to_addrs):
+        "Return sender and recipients, from the headers where they are None"
         with _argument_errors():
             if from_addr is None:
                 from_addr = envelope_sender(msg)
             if to_addrs is None:
                 to_addrs = envelope_recipients(msg)
-        return cls.queue_mail(
-            from_addr, to_addrs, msg, mail_options, rcpt_options, **keywords)
+        return from_addr, to_addrs
 
     @classmethod
     def queue_captured(cls, emails, strict=False):
@@ -763,21 +777,33 @@ class EmailQueue(
             becomes a failed record.
         """
         check_writable()
+        cls._create_captured(cls._captured_items(emails, strict))
+
+    @classmethod
+    def _captured_items(cls, emails, strict):
+        """Yield for each email whether it is about one in the queue, and what
+        :meth:`_create_items` takes.
+        """
         resources = cls._archived({m['Message-ID'] for _, _, m in emails})
+        clock = functools.cache(database_time)
         for from_addr, to_addrs, msg in emails:
             options = cls.captured_options(msg)
             resource = options.setdefault(
                 'resource', resources.get(msg['Message-ID']))
-            with _triggers(cls, resource):
-                try:
-                    cls.queue_message(msg, from_addr, to_addrs, **options)
-                except EmailQueueError as error:
-                    if strict:
-                        raise
-                    cls._queue_failed(
-                        from_addr, to_addrs, msg, error,
-                        server=options.get('server'),
-                        sensitive=options.get('sensitive', False))
+            is_about_queue = str(resource).startswith(f'{cls.__name__},')
+            try:
+                from_addr_, to_addrs_ = cls._envelope(msg, from_addr, to_addrs)
+                values = cls._checked_values(
+                    from_addr_, to_addrs_, msg, clock=clock, **options)
+            except EmailQueueError as error:
+                if strict:
+                    raise
+                values = cls._failed_values(
+                    from_addr, to_addrs, msg, error, **options)
+                is_due = False
+            else:
+                is_due = options.get('scheduled_at') is None
+            yield is_about_queue, (values, is_due)
 
     @classmethod
     def captured_options(cls, msg):
@@ -808,36 +834,52 @@ class EmailQueue(
         return resources
 
     @classmethod
-    def _queue_failed(
-            cls, from_addr, to_addrs, msg, error, server, sensitive):
+    def _failed_values(
+            cls, from_addr, to_addrs, msg, error, server=None,
+            sensitive=False, key=None, **_):
         try:
             data = prepare(msg, HOSTNAME)
         except ArgumentError:
             data = b''
         subject, message_id = describe(data)
+        try:
+            key = bulk.checked_key(key)
+        except ArgumentError:
+            key = None
         if not isinstance(to_addrs, str):
             to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
-        with without_check_access():
-            cls.create([{
-                        'from_addr': printable(
-                            str(from_addr or msg['From'] or '')) or UNKNOWN,
-                        'to_addrs': printable(to_addrs) or UNKNOWN,
-                        'msg': data,
-                        'size': len(data),
-                        'subject': subject,
-                        'message_id': message_id,
-                        # Not by another one after Retry
-                        'server': printable(str(server or '')) or None,
-                        'scheduled_at': utc_now(),
-                        'state': 'failed',
-                        'error': error.message,
-                        'sensitive': bool(sensitive),
-                        }])
+        return {
+            'from_addr': printable(
+                str(from_addr or msg['From'] or '')) or UNKNOWN,
+            'to_addrs': printable(to_addrs) or UNKNOWN,
+            'msg': data,
+            'size': len(data),
+            'subject': subject,
+            'message_id': message_id,
+            # Not by another one after Retry
+            'server': printable(str(server or '')) or None,
+            'scheduled_at': utc_now(),
+            'state': 'failed',
+            'error': error.message,
+            'sensitive': bool(sensitive),
+            'key': key,
+            }
+
+    @classmethod
+    def _checked_values(cls, *args, **keywords):
+        with _argument_errors():
+            return cls._queue_values(*args, **keywords)
 
     @classmethod
     def _queue_values(
-            cls, from_addr, to_addrs, msg, mail_options, rcpt_options,
-            priority, scheduled_at, expires_at, resource, server, sensitive):
+            cls, from_addr, to_addrs, msg, mail_options=(), rcpt_options=(),
+            *, priority='normal', scheduled_at=None, expires_at=None,
+            resource=None, server=None, sensitive=False, key=None,
+            clock=database_time):
+        """Return the values of a new email.
+
+        :param clock: what returns the time of the database.
+        """
         from_addr = envelope_from(from_addr)
         to_addrs = envelope_to(to_addrs)
         mail_options = options('mail_options', mail_options)
@@ -850,7 +892,7 @@ class EmailQueue(
                 'server', str(server), 'msg_server_unknown')
         now = None
         if scheduled_at is not None or expires_at is not None:
-            now = database_time()
+            now = clock()
         if scheduled_at is not None:
             scheduled_at = _instant('scheduled_at', scheduled_at, now)
         if expires_at is not None:
@@ -877,6 +919,7 @@ class EmailQueue(
             'scheduled_at': scheduled_at or utc_now(),
             'expires_at': expires_at,
             'sensitive': bool(sensitive),
+            'key': bulk.checked_key(key),
             }
 
     @classmethod
@@ -1223,14 +1266,6 @@ class _Push:
         pass
 
     tpc_vote = tpc_begin
-
-
-def _triggers(Model, resource):
-    "Fire no trigger for an email about one in the queue: it made this one"
-    about_queue = str(resource).startswith(f'{Model.__name__},')
-    if about_queue:
-        return Transaction().set_context(_no_trigger=True)
-    return nullcontext()
 
 
 @contextmanager

@@ -36,7 +36,7 @@ BATCH = 1000
 # What stands for an address that is erased
 ERASED = '***'
 NAMED_IN = [
-    'from_addr', 'to_addrs', 'accepted', 'refused', 'error', 'subject',
+    'from_addr', 'to_addrs', 'accepted', 'refused', 'error', 'subject', 'key',
     'mail_options', 'rcpt_options', 'queue_id']
 # Without any of it the text of a message is what its bytes are
 _encoded = re.compile(rb'base64|quoted-printable|=\?|&#|utf-?(?:7|16|32)')
@@ -376,6 +376,9 @@ class _Address:
             return NULL_SENDER if self._equals(text) else text
         if not text:
             return text
+        if name == 'key':
+            # Two that are masked would be the same
+            return None if self.is_in(text) else text
         if name == 'to_addrs':
             return ', '.join(
                 a for a in split_addresses(text)

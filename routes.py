@@ -8,23 +8,45 @@ from trytond.protocols.wrappers import (
 from trytond.transaction import Transaction, without_check_access
 from trytond.wsgi import app
 
+from . import metrics as metrics_
+
 
 @app.route('/<database_name>/email_queue/health', methods={'GET'})
 @with_pool
 @with_transaction()
 @user_application('email_queue')
 def health(request, pool):
+    with without_check_access():
+        numbers = _health_of_member(pool).measure()
+    return _response(
+        json.dumps(numbers.json()), 'application/json',
+        HTTPStatus.OK if numbers.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@app.route('/<database_name>/email_queue/metrics', methods={'GET'})
+@with_pool
+@with_transaction()
+@user_application('email_queue')
+def metrics(request, pool):
+    with without_check_access():
+        _health_of_member(pool)
+        text = metrics_.text()
+    return _response(text, metrics_.CONTENT_TYPE)
+
+
+def _health_of_member(pool):
+    "Return the model of the health where the user may know it"
     try:
         Health = pool.get('email.queue.health')
     except KeyError:
         # The route is there for all databases, the module may be not
         abort(HTTPStatus.NOT_FOUND)
-    with without_check_access():
-        if Transaction().user not in {u.id for u in Health.members()}:
-            abort(HTTPStatus.FORBIDDEN)
-        numbers = Health.measure()
+    if Transaction().user not in {u.id for u in Health.members()}:
+        abort(HTTPStatus.FORBIDDEN)
+    return Health
+
+
+def _response(text, content_type, status=HTTPStatus.OK):
     return Response(
-        json.dumps(numbers.json()),
-        HTTPStatus.OK if numbers.healthy else HTTPStatus.SERVICE_UNAVAILABLE,
-        headers={'Cache-Control': 'no-store'},
-        content_type='application/json')
+        text, status, headers={'Cache-Control': 'no-store'},
+        content_type=content_type)

@@ -20,6 +20,8 @@ from trytond.modules.email_queue.tests.postgresql import (
 ROOT = Path(__file__).resolve().parent.parent
 ROUND_TRIP = 0.005
 SMALL, LARGE = 2 * 1024, 200 * 1000
+# How many emails are queued at once: as in queueing.py
+MANY = 4000
 MIB = 1024 * 1024
 QUIET = 0.1
 # The address of the person of number i, in SQL: people have names of the same
@@ -329,6 +331,25 @@ def queue_core(bench):
     return queueing(bench, 'queue', 'core')
 
 
+def bulk(bench):
+    return bulk_queueing(bench, 'together', 'singly')
+
+
+def bulk_captured(bench):
+    return bulk_queueing(bench, 'captured', 'singly')
+
+
+def bulk_queueing(bench, *kinds):
+    bench.database.execute('TRUNCATE email_queue CASCADE')
+    with bench.database.program(
+            'queueing.py', 1, SMALL, *kinds) as program:
+        program.go()
+        seconds = program.result()
+    if bench.database.count('outbox') != MANY * len(kinds):
+        raise Void(f"not {MANY} each are queued")
+    return [tuple(MANY / seconds[kind][0] for kind in kinds)]
+
+
 def queueing(bench, *kinds):
     count = bench.number(200)
     bench.database.execute('TRUNCATE email_queue CASCADE')
@@ -387,6 +408,12 @@ FIGURES = {
     'queue-create': (queue_create, [Line(
                 "Transaction that queues, beside one that creates a record",
                 'ms', ratio, '<=', 1.4)]),
+    'bulk': (bulk, [Line(
+                "4,000 emails at once, beside one by one",
+                'emails/s', ratio, '>=', 5)]),
+    'bulk-captured': (bulk_captured, [Line(
+                "4,000 captured emails, beside one by one",
+                'emails/s', ratio, '>=', 4)]),
     'queue-core': (queue_core, [Line(
                 "Transaction that queues, beside core's way to a server",
                 'ms', times_less, '>=', 4, ' times less')]),

@@ -212,9 +212,9 @@ class ModifyTestCase(RPCTestCase):
                 n for n in dir(EmailQueue)
                 if callable(getattr(EmailQueue, n))}
         self.assertLess(
-            {'queue_mail', 'queue_message', 'send_all', 'send', 'finished',
-                'verdict', 'check_modification', 'create', 'write', 'delete',
-                'copy', 'import_data', 'restore_history'},
+            {'queue_mail', 'queue_mails', 'queue_message', 'send_all',
+                'send', 'finished', 'verdict', 'check_modification', 'create',
+                'write', 'delete', 'copy', 'import_data', 'restore_history'},
             names)
         for name in sorted(names - CALLABLE):
             with self.subTest(method=name):
@@ -231,6 +231,8 @@ class ModifyTestCase(RPCTestCase):
             for method, *params in [
                     ('queue_mail', 'shop@example.com', ['jane@example.com'],
                         'Subject: Forged\r\n\r\n'),
+                    ('queue_mails', [['shop@example.com', 'jane@example.com',
+                                'Subject: Forged\r\n\r\n']]),
                     ('queue_message', 'To: jane@example.com\r\n\r\n'),
                     ('send_all',),
                     ('send', [1]),

@@ -208,6 +208,7 @@ class ReadonlyTestCase(QueueTestCase):
         EmailQueue = Pool().get('email.queue')
         email = EmailQueue(id_)
         yield queue
+        yield lambda: EmailQueue.queue_mails([])
         yield lambda: EmailQueue.queue_message(message())
         yield lambda: send_message_transactional(
             message(), datamanager=sendmail.QueueDataManager())

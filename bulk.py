@@ -1,0 +1,211 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Emails as rows: hundreds by one statement, and each key once."""
+import functools
+import operator
+import re
+from contextlib import contextmanager
+from itertools import groupby
+
+from trytond import backend
+from trytond.i18n import gettext
+from trytond.model import fields
+from trytond.transaction import Transaction, without_check_access
+
+from .access import check_writable
+from .address import ArgumentError
+from .exceptions import EmailQueueError
+from .store import database_time, forget
+
+__all__ = ['Bulk', 'batches', 'checked_key']
+
+# What is created together, so that the memory does not grow with the number
+ROWS, BYTES = 500, 8 * 2 ** 20
+SAVEPOINT = 'email_queue_bulk'
+# An index has room for 2,700 bytes
+KEY_LENGTH = 500
+KEY_INDEX = 'email_queue_key_unique'
+
+# How PostgreSQL and SQLite name what is not unique
+_key_taken = re.compile(rf'{KEY_INDEX}|email_queue\.key')
+
+
+class Bulk:
+    "The part of the model that creates emails"
+    __slots__ = ()
+
+    @classmethod
+    def queue_mails(cls, mails):
+        """Queue many emails in the current transaction, all or none.
+
+        :param mails: an iterable of tuples: sender, recipients and message as
+            of :meth:`queue_mail`, and a dictionary of its other arguments,
+            which may be left out. A generator must not end the transaction.
+        :return: the records, in the same order.
+        :raises EmailQueueError: one of them cannot be queued, with its index.
+            Nothing is queued then and the transaction remains usable.
+        """
+        check_writable()
+        items = cls._bulk_items(mails)
+        if _is_autocommit():
+            # There is no savepoint: nothing is created before all is checked
+            items = list(items)
+        with _all_or_none():
+            ids = cls._create_items(items)
+        return cls.browse(ids)
+
+    @classmethod
+    def _bulk_items(cls, mails):
+        "Yield the values of each email and whether it is due at the commit"
+        clock = functools.cache(database_time)
+        for index, mail in enumerate(mails):
+            try:
+                from_addr, to_addrs, msg, *others = mail
+                keywords, = others or [{}]
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"mails[{index}] is no tuple of sender, recipients, "
+                    f"message and keywords: {error}") from error
+            try:
+                values = cls._checked_values(
+                    from_addr, to_addrs, msg, clock=clock, **keywords)
+            except EmailQueueError as error:
+                raise EmailQueueError(gettext(
+                        'email_queue.msg_mails_item',
+                        index=index, error=error.message)) from error
+            except TypeError as error:
+                # A keyword that there is not
+                raise TypeError(f"mails[{index}]: {error}") from error
+            yield values, keywords.get('scheduled_at') is None
+
+    @classmethod
+    def _create_items(cls, items):
+        """Create emails in batches and return their ids.
+
+        The id of an email whose key is there is that of the one that has it.
+
+        :param items: pairs of values and whether a worker sends the email at
+            the commit.
+        """
+        ids, due = [], []
+        for batch in batches(items):
+            found = cls._taken_keys(values.get('key') for values, _ in batch)
+            # By key, or by position where there is none
+            names = [
+                values.get('key') or position
+                for position, (values, _) in enumerate(batch)]
+            new = {}
+            for name, item in zip(names, batch):
+                if name not in found:
+                    new.setdefault(name, item)
+            created = cls._create_new([values for values, _ in new.values()])
+            found.update(zip(new, created))
+            ids += (found[name] for name in names)
+            if not due:
+                due = [
+                    id_ for id_, (_, is_due) in zip(created, new.values())
+                    if is_due][:1]
+        cls._push(cls.browse(due))
+        return ids
+
+    @classmethod
+    def _create_new(cls, vlist):
+        try:
+            with without_check_access():
+                return list(map(int, cls.create(vlist))) if vlist else []
+        except backend.DatabaseIntegrityError as error:
+            if not _key_taken.search(str(error)):
+                raise
+            # Another transaction has queued it since this one began: trytond
+            # tries again what ends in such an error, and finds it then
+            raise backend.DatabaseOperationalError(
+                "an email with the same key was queued at the same time"
+                ) from error
+
+    @classmethod
+    def _taken_keys(cls, keys):
+        "Return the ids of the emails that have one of these keys, by key"
+        keys = list({key for key in keys if key is not None})
+        if not keys:
+            return {}
+        t = cls.__table__()
+        cursor = Transaction().connection.cursor()
+        cursor.execute(*t.select(
+                t.key, t.id, where=fields.SQL_OPERATORS['in'](t.key, keys)))
+        return dict(cursor.fetchall())
+
+    @classmethod
+    def _make_keys_unique(cls):
+        # An index of trytond is not unique, and a constraint of it would have
+        # an entry for each row without a key
+        Transaction().connection.cursor().execute(
+            f'CREATE UNIQUE INDEX IF NOT EXISTS "{KEY_INDEX}" '
+            f'ON "{cls._table}" ("key") WHERE "key" IS NOT NULL')
+
+    @classmethod
+    def copy(cls, emails, default=None):
+        default = {} if default is None else default.copy()
+        default.setdefault('key')
+        return super().copy(emails, default=default)
+
+    @classmethod
+    def _create_captured(cls, items):
+        """Create captured emails.
+
+        :param items: pairs of whether the email is about one in the queue,
+            and what :meth:`_create_items` takes.
+        """
+        for is_about_queue, group in groupby(items, operator.itemgetter(0)):
+            # Such an email fires no trigger, because one has made it
+            context = {'_no_trigger': True} if is_about_queue else {}
+            with Transaction().set_context(context):
+                cls._create_items(item for _, item in group)
+
+
+def checked_key(key):
+    "Return a key, None for none"
+    if key is not None and not (
+            isinstance(key, str) and key.isprintable()
+            and 0 < len(key.strip()) and len(key) <= KEY_LENGTH):
+        raise ArgumentError('key', key, 'msg_key_invalid')
+    return key
+
+
+def batches(items):
+    "Yield lists of pairs whose first are values, with a bound in bytes, too"
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += item[0]['size']
+        if len(batch) >= ROWS or size >= BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _is_autocommit():
+    connection = Transaction().connection
+    if backend.name == 'sqlite':
+        return connection.isolation_level is None
+    return bool(connection.autocommit)
+
+
+@contextmanager
+def _all_or_none():
+    "Take back what was done within, when it ends in an error"
+    transaction = Transaction()
+    if _is_autocommit():
+        yield
+        return
+    cursor = transaction.connection.cursor()
+    cursor.execute(f'SAVEPOINT {SAVEPOINT}')
+    try:
+        yield
+    except BaseException:
+        cursor.execute(f'ROLLBACK TO SAVEPOINT {SAVEPOINT}')
+        forget(transaction)
+        raise
+    if backend.name != 'sqlite':
+        # There the end of the outermost savepoint is a commit
+        cursor.execute(f'RELEASE SAVEPOINT {SAVEPOINT}')
