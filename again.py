@@ -65,6 +65,8 @@ class Again:
             'sent_again', lambda t: t.id == email.id,
             recipients='\n'.join(again.to_addrs.split(', ')),
             words=message_id)
+        with without_check_access():
+            cls.queued([again])
         cls._push([again])
         return again
 

@@ -110,9 +110,11 @@ class Bulk:
 
     @classmethod
     def _create_new(cls, vlist):
+        if not vlist:
+            return []
         try:
             with without_check_access():
-                return list(map(int, cls.create(vlist))) if vlist else []
+                emails = cls.create(vlist)
         except backend.DatabaseIntegrityError as error:
             if not _key_taken.search(str(error)):
                 raise
@@ -121,6 +123,9 @@ class Bulk:
             raise backend.DatabaseOperationalError(
                 "an email with the same key was queued at the same time"
                 ) from error
+        with without_check_access():
+            cls.queued(emails)
+        return list(map(int, emails))
 
     @classmethod
     def _taken_keys(cls, keys):

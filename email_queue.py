@@ -965,6 +965,21 @@ class EmailQueue(
         return replies.verdict(step, reply)
 
     @classmethod
+    def get_client(cls, server, settings):
+        """Return what sends the emails of a server, one after another.
+
+        The place for another transport than SMTP. Called in the threads of
+        the sessions, which have no transaction: it must not use the database.
+
+        :param server: its name, None for the default one.
+        :param settings: the ``policy.Settings`` of the server.
+        :return: an object like ``smtp.Client``: ``deliver(mail)`` takes a
+            ``smtp.Mail`` and returns a ``smtp.Outcome``, ``close()`` ends the
+            session, ``drop()`` ends it at once.
+        """
+        return sender.client_of(cls, settings, server)
+
+    @classmethod
     def access_token(cls, server=None, refused=None):
         """Return the token for the login at a server by OAuth 2.
 
@@ -977,6 +992,14 @@ class EmailQueue(
         :raises LoginError: there is none.
         """
         return oauth.access_token(server, refused)
+
+    @classmethod
+    def queued(cls, emails):
+        """Called after ``emails`` are new in the queue.
+
+        For subclasses to extend. It runs in the transaction that queues,
+        without checks of access.
+        """
 
     @classmethod
     def finished(cls, emails):

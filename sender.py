@@ -364,7 +364,7 @@ class Sender:
     # The threads
 
     def _serve(self):
-        client = client_of(
+        client = _client(
             self.store.Model, self._settings, self.store.server)
         while (self._sessions.enter(client)
                 and (row := self._work.get()) is not None):
@@ -379,7 +379,7 @@ class Sender:
             outcome = _deliver(client, row, self._settings.redirect)
             trouble = outcome.trouble
             if not (trouble and trouble.kind in {SESSION, LOGIN}):
-                self._sessions.tried(client, client.is_open)
+                self._sessions.tried(client, getattr(client, 'is_open', True))
             elif self._sessions.refuses(client):
                 client.drop()
                 if not outcome.decided:
@@ -488,6 +488,31 @@ def client_of(Model, settings, name, server=None):
         verdict=Model.verdict,
         tokens=partial(Model.access_token, name),
         return_path=settings.return_path)
+
+
+def _client(Model, settings, name):
+    "Return what the model has for a server, also where it fails to make it"
+    try:
+        return Model.get_client(name, settings)
+    except Exception as error:
+        logger.exception("no client for the server %s", name)
+        return _NoClient(printable(f"{type(error).__name__}: {error}"))
+
+
+class _NoClient:
+    "Leaves each email in the outbox, as a server in trouble does"
+    is_open = False
+
+    def __init__(self, words):
+        self._words = words
+
+    def deliver(self, mail):
+        return smtp.Outcome(trouble=smtp.Trouble(self._words, lasting=True))
+
+    def close(self):
+        pass
+
+    drop = close
 
 
 def _mail(row):
@@ -932,7 +957,10 @@ def _send_row(Model, row, settings, server):
         return smtp.Outcome(trouble=smtp.Trouble(
                 NOT_CONFIGURED.format(row.server), lasting=True))
     settings = Settings.read(row.server)
-    client = client_of(Model, settings, row.server, server=server)
+    if server is None:
+        client = _client(Model, settings, row.server)
+    else:
+        client = client_of(Model, settings, row.server, server=server)
     outcome = _deliver(client, row, settings.redirect)
     client.close()
     return outcome

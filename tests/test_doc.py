@@ -5,19 +5,25 @@ import dataclasses
 import inspect
 import re
 import textwrap
+import threading
 import unittest
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import patch
 
 import polib
 
 import trytond
 from trytond.model import fields
 from trytond.pool import Pool, PoolMeta
+from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import email_queue, exceptions, health, replies, sendmail, smtp
+from .. import email_queue, exceptions, health, policy, replies, sendmail, smtp
+from ..exceptions import EmailQueueError
 from ..policy import Settings
-from .tools import QueueTestCase
+from .tools import QueueTestCase, configured
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOC = ROOT / 'README.rst', ROOT / 'doc'
@@ -138,6 +144,65 @@ class DocTestCase(QueueTestCase):
                 self.send_all()
                 self.assertTrue(self.server.received)
 
+    def test_transport(self):
+        "Test the example of another transport sends by HTTP what is for it"
+        code, = examples(DOC / 'usage' / 'transport.rst')
+        names = {'__name__': 'example'}
+        exec(code, names)
+        EmailQueue = Pool(DB_NAME).get('email.queue')
+        Extended = type('email.queue', (names['EmailQueue'], EmailQueue), {})
+        with self.service() as (url, received), configured(
+                uri_api='smtp://api', api_url=url):
+            ids = {
+                word: self.queue(f'{word}@example.com', server='api')
+                for word in ['taken', '400', '503']}
+            plain = self.queue('jane@example.com')
+            with self.assertRaisesRegex(EmailQueueError, '503'), \
+                    patch.object(policy, 'TROUBLE_SECONDS', 0), \
+                    self.transaction():
+                Extended.send_all()
+        self.assertEqual(
+            self.read(ids['taken'], 'state', 'queue_id'), ['sent', 'name'])
+        self.assertEqual(self.read(ids['503'], 'state', 'attempts'),
+            ['outbox', 0])
+        state, error = self.read(ids['400'], 'state', 'error')
+        self.assertEqual(state, 'failed')
+        self.assertIn('400', error)
+        self.assertIn(
+            ('shop@example.com', 'taken@example.com',
+                self.read(ids['taken'], 'msg')), received)
+        # By SMTP, as before
+        self.assertEqual(self.read(plain, 'state'), 'sent')
+        self.assertEqual(len(self.server.received), 1)
+
+    @contextmanager
+    def service(self):
+        "A service that answers as the recipient says"
+        received = []
+
+        class Handler(BaseHTTPRequestHandler):
+
+            def do_POST(self):
+                data = self.rfile.read(int(self.headers['Content-Length']))
+                to_addr = self.headers['X-To']
+                received.append((self.headers['X-From'], to_addr, data))
+                word = to_addr.partition('@')[0]
+                self.send_response(int(word) if word.isdigit() else 200)
+                self.end_headers()
+                self.wfile.write(b'name')
+
+            def log_message(self, *args):
+                pass
+
+        with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield f'http://127.0.0.1:{server.server_port}/', received
+            finally:
+                server.shutdown()
+                thread.join()
+
     def extend(self, code):
         "Send by the model as the class of an example changes it"
         names = {'__name__': 'example'}
@@ -180,7 +245,8 @@ class DocTestCase(QueueTestCase):
             email = Pool().get('email.queue')()
             owners = [
                 email, smtp, replies.Reply(250, ''), exceptions, email_queue,
-                health, health.Numbers, sendmail]
+                health, health.Numbers, sendmail,
+                smtp.Client('smtp://localhost'), smtp.Outcome()]
             for type_, name, signature in DIRECTIVE.findall(reference):
                 with self.subTest(name=name):
                     owner = next(o for o in owners if hasattr(o, name))
