@@ -15,6 +15,7 @@ from sql import Literal
 
 from trytond import backend
 from trytond.pool import Pool
+from trytond.pyson import PYSONDecoder
 from trytond.tests.test_tryton import DB_NAME
 
 from ..exceptions import EmailQueueError
@@ -132,6 +133,22 @@ class PlansTestCase(QueueTestCase):
                 for rows in re.findall(
                         r'(?<!Incremental )Sort  \(cost=\S+ rows=(\d+)', plan):
                     self.assertLessEqual(int(rows), BATCH, plan)
+
+    def test_attention(self):
+        "Test the tab Needs Attention reads no backlog to count what it has"
+        self.fill()
+        with self.transaction(readonly=True):
+            pool = Pool()
+            domain = pool.get('ir.action.act_window.domain')(
+                pool.get('ir.model.data').get_id(
+                    'email_queue.act_email_queue_form_domain_attention'))
+            domain = PYSONDecoder({}).decode(domain.domain)
+            with self.statements() as statements:
+                self.assertEqual(
+                    pool.get('email.queue').search_count(domain), 0)
+        (text, _), params = statements.popitem()
+        self.assertFalse(statements)
+        self.assertLess(self.pages(text, params), 40)
 
     def pages(self, text, params):
         "Return how many pages the statement reads"
