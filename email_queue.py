@@ -516,7 +516,9 @@ class EmailQueue(
             message = 'msg_outcome_uncertain'
         elif waits and self.suspect_since:
             message = 'msg_outcome_suspect'
-        elif waits and self.scheduled_at <= now and self.server in troubles:
+        elif (waits and self.server in troubles
+                # It is read before it is refused that a client creates one
+                and (self.scheduled_at or now) <= now):
             return troubles[self.server]
         elif waits and words:
             message = 'msg_outcome_deferred'

@@ -272,14 +272,14 @@ class SensitiveTestCase(RPCTestCase, RetentionTestCase):
         for count in [1, 3]:
             for _ in range(count):
                 self.queue(msg=RESET, sensitive=True)
-            execute, statements = store.Store._execute, []
+            execute, statements = store.Store.execute, []
 
             def collect(self, query):
                 if 'UPDATE' in str(query) and 'sent' in query.params:
                     statements.append(str(query))
                 return execute(self, query)
 
-            with patch.object(store.Store, '_execute', collect):
+            with patch.object(store.Store, 'execute', collect):
                 self.send_all()
             self.assertTrue(statements)
             for statement in statements:

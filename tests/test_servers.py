@@ -518,7 +518,7 @@ class PlanTestCase(ServersTestCase):
         with self.transaction() as transaction:
             store = Store(Pool().get('email.queue'), server)
             store.number = 1
-            with patch.object(Store, '_execute', execute):
+            with patch.object(Store, 'execute', execute):
                 for _ in range(2):
                     store.claim(100, 10 ** 7)
             transaction.rollback()
