@@ -302,6 +302,8 @@ class ClockTestCase(QueueTestCase):
 
     def each_clock(self):
         for error in [-HOUR, HOUR]:
+            # Two that are refused alike are the server's fault
+            self.clear()
             with self.subTest(error=error), self.clock(error):
                 yield
 
