@@ -226,7 +226,7 @@ class OperatingTestCase(RPCTestCase):
     def test_customer_got_nothing(self):
         ids = {
             to: self.queue(f'{to}@example.com')
-            for to in ['waiting', 'rcpt-550-jane', 'cancelled']}
+            for to in ['waiting', 'rcpt-550-5.1.1-jane', 'cancelled']}
         self.postmaster.queue('cancel', [ids['cancelled']])
         self.assertEqual(self.find('nobody@example.com'), [])
         self.assertEqual(
@@ -236,7 +236,7 @@ class OperatingTestCase(RPCTestCase):
         self.assertEqual(
             [self.read(i, 'state') for i in ids.values()],
             ['sent', 'failed', 'cancelled'])
-        failed = ids['rcpt-550-jane']
+        failed = ids['rcpt-550-5.1.1-jane']
         self.assertTrue(self.read(failed, 'error').startswith('550'))
         self.postmaster.queue('retry', [failed])
         self.postmaster.queue('retry', [ids['cancelled']])
