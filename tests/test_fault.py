@@ -72,14 +72,14 @@ class SuspectTestCase(FaultTestCase):
                 ({'dot': '451 4.7.1 come later'}, '451 4.7.1 come later'),
                 (QUOTA, 'SubmissionQuotaExceeded'),
                 ]:
-            for count in [3, 60]:
+            for count in [3, 60] if script is DENIED else [3]:
                 with self.subTest(script=script, count=count):
                     self.clear()
                     self.server.script.update(script)
-                    ids = self.queue_many(count)
-                    for _ in range(30):
+                    self.queue_together(count)
+                    for _ in range(15):
                         self.run_cron()
-                        self.later(3)
+                        self.later(6)
                     self.assertEqual(self.states(), {'outbox': count})
                     self.assertEqual(
                         {a for a, in self.rows('attempts')}, {0})
@@ -89,7 +89,7 @@ class SuspectTestCase(FaultTestCase):
                     self.later(60)
                     self.run_cron()
                     self.assertEqual(self.states(), {'sent': count})
-                    self.assertEqual(len(self.server.received), len(ids))
+                    self.assertEqual(len(self.server.received), count)
 
     def test_one_an_hour_through_the_quota_of_a_day(self):
         self.server.script.update(QUOTA)
@@ -394,7 +394,7 @@ class SessionTestCase(FaultTestCase):
                             messages_per_connection=30):
                     self.clear()
                     self.only(1, step, reply)
-                    self.queue_many(200)
+                    self.queue_together(200)
                     self.send_all()
                     self.assertEqual(self.states(), {'sent': 200})
                     self.assertEqual(
@@ -403,7 +403,7 @@ class SessionTestCase(FaultTestCase):
                     self.assertLess(self.refused, connections)
                     # The next run knows
                     self.only(1, step, reply)
-                    self.queue_many(10)
+                    self.queue_together(10)
                     self.send_all()
                     self.assertEqual(self.states(), {'sent': 210})
                     self.assertEqual(self.refused, 0)
@@ -461,7 +461,7 @@ class SessionTestCase(FaultTestCase):
                             reply if at == step and session.messages >= 3
                             else None)
                         self.addCleanup(setattr, self.server, 'script', {})
-                        self.queue_many(10)
+                        self.queue_together(10)
                         with configured(connections=1):
                             self.send_all()
                         self.assertEqual(
@@ -525,13 +525,13 @@ class ThrottleTestCase(FaultTestCase):
             with self.subTest(reply):
                 self.clear()
                 self.limit(reply, 20)
-                self.queue_many(50)
+                self.queue_together(40)
                 sessions = self.server.sessions
                 self.send_all()
                 self.assertEqual(
                     set(self.rows('state', 'attempts', 'error')),
                     {('sent', 1, None)})
-                self.assertEqual(len(self.server.received), 50)
+                self.assertEqual(len(self.server.received), 40)
                 self.assertLessEqual(self.server.sessions - sessions, 2)
                 # It was found, not tried again and again
                 self.assertLess(self.refused, 15)
@@ -587,7 +587,7 @@ class LoginTestCase(FaultTestCase):
     def test_waits(self):
         self.queue_many(20)
         waits = []
-        for _ in range(70):
+        for _ in range(32):
             before = self.logins
             self.run_cron()
             waits.append(self.logins - before)
@@ -596,7 +596,7 @@ class LoginTestCase(FaultTestCase):
         self.assertLessEqual(waits[0], 2)
         self.assertEqual(
             [n for n, tried in enumerate(waits) if tried],
-            [0, 1, 3, 7, 15, 30, 45, 60])
+            [0, 1, 3, 7, 15, 30])
         self.assertEqual(set(waits[1:]), {0, 1})
         self.assertEqual(len(self.errors()), 1)
         self.assertEqual(self.states(), {'outbox': 20})

@@ -201,9 +201,9 @@ class OperatingTestCase(RPCTestCase):
         id_ = self.late()
         self.again()
         with self.running(self.command('trytond-cron')):
+            self.wait_for(lambda: self.read(id_, 'state') == 'sent')
             self.wait_for(lambda: self.administrator.call(
                     'ir.cron', 'read', [action], ['logs'])[0]['logs'])
-        self.assertEqual(self.read(id_, 'state'), 'sent')
         # 3. What cannot wait, and what is not wanted
         urgent, unwanted = self.late(), self.late()
         self.postmaster.queue('send_now', [urgent])
