@@ -65,6 +65,8 @@ class WebTestCase(unittest.TestCase):
                 browser.select_row("bob@example.com")
                 browser.select_row("carol@example.com")
                 browser.click('.tree-container button', "Send Now")
+                # It is asked for more than one
+                browser.click('.modal button', "Yes")
                 browser.wait_until_idle()
                 browser.open_row("bob@example.com")
                 browser.wait_for(priority="Urgent")
@@ -103,8 +105,8 @@ class WebTestCase(unittest.TestCase):
                 browser.login('clara')
                 browser.click('.notification-badge')
                 browser.click('.notification-label', "Email not delivered")
-                browser.wait_for(delivery="Failed")
-                self.assertIn('no such user', browser.values['delivery_error'])
+                browser.wait_for(state="Failed")
+                self.assertIn('no such user', browser.values['error'])
                 self.assertEqual(browser.errors, [])
 
     def test_erase_address(self):
