@@ -36,8 +36,8 @@ TESTS = 'trytond.modules.email_queue.tests'
 PLAIN = [
     'test_bounce', 'test_decode', 'test_given', 'test_linear', 'test_message',
     'test_opening', 'test_policy', 'test_smtp', 'test_smtpd']
-# On PostgreSQL they take as long as all others, mostly by waiting, so they run
-# beside these in a database of their own
+# On PostgreSQL they take as long as all others, so they run beside these in a
+# database of their own
 ENGINE = [
     'test_crash', 'test_fault', 'test_oauth', 'test_operating', 'test_record',
     'test_send', 'test_sender', 'test_servers', 'test_store', 'test_worker']
@@ -256,8 +256,7 @@ def parse_args():
         '--pytest', default='', metavar='OPTIONS',
         help="further options for pytest, as --pytest='-k priority -x'")
     parser.add_argument(
-        # Much of their time they wait
-        '--jobs', type=int, default=1 + min(2, os.cpu_count() or 1),
+        '--jobs', type=int, default=min(2, os.cpu_count() or 1),
         help="how many checks to run at once (default: %(default)s)")
     args = parser.parse_args()
     if unknown := set(args.checks) - set(CHECKS):
