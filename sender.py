@@ -538,11 +538,9 @@ def _deliver(client, row, redirect):
     except Exception as error:
         # A message without bytes, with an address that is none …
         logger.debug("email %d can not be sent", row.id, exc_info=True)
-        outcome = smtp.Outcome()
-        outcome.refuse(
-            row.remaining or [row.to_addrs], 'mail',
-            printable(f"{type(error).__name__}: {error}"))
-        return outcome
+        return smtp.Outcome(refused=dict.fromkeys(
+                row.remaining or [row.to_addrs],
+                printable(f"{type(error).__name__}: {error}")))
 
 
 def _redirect(client, mail, address):
@@ -559,14 +557,15 @@ def _redirect(client, mail, address):
 
 
 def _without_message(row):
-    outcome = smtp.Outcome()
     recipients = row.remaining or [row.to_addrs]
-    if row.file_id:
-        # Another machine may have it, or this one later
-        outcome.defer(
-            recipients, 'mail', "the message is not in the filestore")
-    else:
-        outcome.refuse(recipients, 'mail', "the message has been removed")
+    if not row.file_id:
+        # No suspect, because the server has no part in it
+        return smtp.Outcome(refused=dict.fromkeys(
+                recipients, "the message has been removed"))
+    # Another machine may have it, or this one later; where all are missing it
+    # is trouble as of a server
+    outcome = smtp.Outcome()
+    outcome.defer(recipients, 'mail', "the message is not in the filestore")
     return outcome
 
 

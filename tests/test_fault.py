@@ -277,6 +277,18 @@ class SuspectTestCase(FaultTestCase):
         message, = self.errors()
         self.assertIn('554 5.7.1 AADSTS7000222 denied, queue 10', message)
 
+    def test_message_removed(self):
+        "Test that what the server has no part in is the email's own"
+        self.queue_many(3)
+        t = Table('email_queue')
+        with self.transaction() as transaction:
+            transaction.connection.cursor().execute(
+                *t.update([t.msg], [None]))
+        self.send_all()
+        self.assertEqual(
+            self.rows('state', 'error'),
+            [('failed', "the message has been removed")] * 3)
+
     def test_erase(self):
         "Test that an address goes from what is told of the server, too"
         address = 'jane@example.com'
