@@ -11,6 +11,7 @@ import re
 from email.policy import compat32
 from typing import NamedTuple
 
+from .replies import statuses
 from .words import decoded_words, in_charset, printable, unfolded, with_domains
 
 __all__ = ['Notice', 'Recipient', 'read']
@@ -34,7 +35,6 @@ REPORT_TYPES = {'multipart/report', 'multipart/mixed'}
 QMAIL_GREETING = 'Hi. This is the '
 QMAIL_COPY = '--- Below this line is a copy of the message'
 
-_status = re.compile(r'(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.])')
 _xtext = re.compile(r'\\x\{([0-9A-Fa-f]{1,6})\}')
 _blank_lines = re.compile(r'\n[ \t]*\n')
 
@@ -155,12 +155,15 @@ def _recipient(fields, text):
     _, _, words = _value(fields, 'Diagnostic-Code').partition(';')
     words = words.strip() or text.get((address or original).lower(), '')
     reported = _value(fields, 'Status')
-    statuses = _status.findall(f'{words} {reported}')
-    status = statuses[0] if statuses else ''
+    status = _first_status(f'{words} {reported}')
     action, *_ = _value(fields, 'Action').lower().split() or ['']
     return Recipient(
         address or original, original, action, status,
         _line(words or f'{action} {status}'))
+
+
+def _first_status(text):
+    return next(iter(statuses(text)), '')
 
 
 def _value(fields, name):
@@ -219,10 +222,9 @@ def _of_qmail(message):
         _, said, words = rest.partition('Remote host said: ')
         words, _, _ = (words if said else rest).partition('\nGiving up on ')
         words = _line(words)
-        statuses = _status.findall(words)
         recipients.append(Recipient(
                 first[1:-2], '', 'failed',
-                statuses[0] if statuses else '', words or 'failed'))
+                _first_status(words), words or 'failed'))
     header = copy.partition('\n')[2].lstrip('\n')
     returned = email.message_from_string(header, policy=compat32)
     return _notice(_value(returned, 'Message-ID'), '', recipients)

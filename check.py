@@ -27,6 +27,7 @@ from .exceptions import EmailQueueError, LoginError
 from .health import CRITICAL, OK
 from .mime import header_fields, prepare, value_of
 from .policy import Settings, server_uri, servers
+from .program import opened
 from .sender import client_of
 from .smtp import Client, Trouble, open_in_time, server_name, trouble_of
 from .words import printable
@@ -270,15 +271,7 @@ def monitor(database, server=None):
     :param server: the name of the server, None for the default one.
     :return: the exit status, 0 or 2, and the lines to print.
     """
-    Pool.start()
-    pool = Pool(database)
-    with Transaction().start(database, 0, readonly=True):
-        pool.init()
-    with Transaction().start(database, 0, readonly=True):
-        try:
-            EmailQueue = pool.get('email.queue')
-        except KeyError:
-            raise LookupError("the module is not activated in the database")
+    with opened(database, 'email.queue') as EmailQueue:
         steps = check(EmailQueue, server)
         *_, last = steps
         status = OK if last.good else CRITICAL

@@ -7,7 +7,6 @@ next time.
 """
 import datetime as dt
 import logging
-import re
 
 from sql import Column, Null
 
@@ -19,6 +18,7 @@ from trytond.tools import grouped_slice
 from trytond.transaction import Transaction
 
 from .access import looks_after_queue
+from .replies import statuses
 from .store import database_time, moment
 
 __all__ = ['Addresses', 'DeadAddress', 'GONE', 'gone']
@@ -32,14 +32,12 @@ BOUNCES = 2
 WORKS_DAYS = 7
 SLICE = 1000
 
-_status = re.compile(r'(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.])')
-
 
 def gone(answers):
     "Return those answers by address that say that it does not work for good"
     return {
         address: words for address, words in answers.items()
-        if (match := _status.search(words)) and match[1] in GONE}
+        if not GONE.isdisjoint(statuses(words)[:1])}
 
 
 class DeadAddress(ModelSQL, ModelView):

@@ -32,6 +32,7 @@ from .exceptions import (
 from .mime import describe, prepare
 from .recipients import remaining
 from .retention import Retention
+from .shown import Titled, in_whole_seconds
 from .store import CRASHES_ALONE, database_time, forget, utc_now
 from .words import printable, with_domains
 
@@ -58,7 +59,7 @@ ID_LENGTH = 18
 
 
 class EmailQueue(
-        again.Again, bulk.Bulk, notices.Notices, Retention, ModelSQL,
+        again.Again, bulk.Bulk, notices.Notices, Retention, Titled, ModelSQL,
         ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
@@ -472,9 +473,6 @@ class EmailQueue(
         name = slugify(self.subject or '') or str(self.id)
         return f'{name}.eml'
 
-    def get_rec_name(self, name):
-        return self.subject or self.message_id or str(self.id)
-
     @classmethod
     def search_rec_name(cls, name, clause):
         _, operator, value, *rest = clause
@@ -485,13 +483,6 @@ class EmailQueue(
                 (name_, operator, value, *rest)
                 for name_ in ['subject', 'message_id', 'from_addr', 'to_addrs']
                 )]
-
-    def get_title(self, name):
-        return self.subject or gettext('email_queue.msg_no_subject')
-
-    @classmethod
-    def search_title(cls, name, clause):
-        return [('subject', *clause[1:])]
 
     @classmethod
     def order_title(cls, tables):
@@ -560,13 +551,7 @@ class EmailQueue(
     def read(cls, ids, fields_names):
         if not Transaction().check_access:
             return super().read(ids, fields_names)
-        rows = cls._read_with_resources(ids, fields_names)
-        # Clients take what they round for a change, and want to save it
-        for row in rows:
-            for name, value in row.items():
-                if isinstance(value, dt.datetime):
-                    row[name] = value.replace(microsecond=0)
-        return rows
+        return in_whole_seconds(cls._read_with_resources(ids, fields_names))
 
     @classmethod
     def _read_with_resources(cls, ids, fields_names):

@@ -13,6 +13,7 @@ from trytond.transaction import Transaction, without_check_access
 from . import identity, incomplete, notification, original
 from .access import GROUP
 from .policy import Settings
+from .program import opened
 from .store import database_time, queues, utc_now
 
 __all__ = ['Numbers', 'monitor']
@@ -183,14 +184,6 @@ def monitor(database):
     :param database: the name of the database.
     :return: the exit status, 0 or 2, and the line to print.
     """
-    Pool.start()
-    pool = Pool(database)
-    with Transaction().start(database, 0, readonly=True):
-        pool.init()
-    with Transaction().start(database, 0, readonly=True):
-        try:
-            Health = pool.get('email.queue.health')
-        except KeyError:
-            raise LookupError("the module is not activated in the database")
+    with opened(database, 'email.queue.health') as Health:
         numbers = Health.measure()
     return OK if numbers.healthy else CRITICAL, str(numbers)

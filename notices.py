@@ -21,6 +21,7 @@ from .address import NULL_SENDER, on_the_wire
 from .dead import GONE
 from .exceptions import BusyError
 from .history import about
+from .program import opened
 from .recipients import account, join_lines, split_addresses, split_lines, told
 from .store import forget, utc_now
 
@@ -297,17 +298,9 @@ def receive(database, data):
     :param data: the bytes of the notice.
     :return: the exit status of ``sysexits.h`` and the line to print.
     """
-    Pool.start()
-    pool = Pool(database)
-    with Transaction().start(database, 0, readonly=True):
-        pool.init()
     try:
-        with Transaction().start(database, 0), without_check_access():
-            try:
-                EmailQueue = pool.get('email.queue')
-            except KeyError:
-                raise LookupError(
-                    "the module is not activated in the database")
+        with opened(database, 'email.queue', readonly=False) as EmailQueue, \
+                without_check_access():
             received = EmailQueue.receive_notice(data)
     except (BusyError, backend.DatabaseOperationalError) as error:
         return EX_TEMPFAIL, str(error)

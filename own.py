@@ -5,8 +5,6 @@
 Queries, so that neither a message nor an email of somebody else is in them,
 whatever a client asks for.
 """
-import datetime as dt
-
 from sql import Column
 
 from trytond.i18n import gettext
@@ -18,6 +16,7 @@ from trytond.transaction import Transaction
 
 from .email_queue import EmailQueue
 from .event import Event
+from .shown import Titled, in_whole_seconds
 
 
 class _Own(ModelSQL, ModelView):
@@ -43,13 +42,7 @@ class _Own(ModelSQL, ModelView):
 
     @classmethod
     def read(cls, ids, fields_names):
-        rows = super().read(ids, fields_names)
-        # Clients take what they round for a change, and want to save it
-        for row in rows:
-            for name, value in row.items():
-                if isinstance(value, dt.datetime):
-                    row[name] = value.replace(microsecond=0)
-        return rows
+        return in_whole_seconds(super().read(ids, fields_names))
 
     @classmethod
     def check_modification(cls, mode, records, values=None, external=False):
@@ -63,7 +56,7 @@ def _shown_if(name):
     return {'invisible': ~Eval(name)}
 
 
-class OwnEmail(_Own):
+class OwnEmail(Titled, _Own):
     __name__ = 'email.queue.own'
     _rec_name = 'subject'
 
@@ -104,16 +97,6 @@ class OwnEmail(_Own):
         for name in ['create_date', 'scheduled_at', 'sent_at', 'bounced_at']:
             # As read returns them
             getattr(cls, name).format = '%H:%M:%S'
-
-    def get_rec_name(self, name):
-        return self.subject or self.message_id or str(self.id)
-
-    def get_title(self, name):
-        return self.subject or gettext('email_queue.msg_no_subject')
-
-    @classmethod
-    def search_title(cls, name, clause):
-        return [('subject', *clause[1:])]
 
     @classmethod
     def table_query(cls):

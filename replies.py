@@ -62,6 +62,7 @@ class Words(NamedTuple):
 LENGTH = 500
 
 _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
+_any_status = re.compile(r'(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.])')
 _codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _digit = re.compile(r'\d')
 # An error of Microsoft's logins, whose number is the same at every occasion
@@ -226,10 +227,15 @@ def names_mailbox(step, reply):
 
 def too_many_recipients(reply):
     "Return whether the server takes the recipients before this one only"
-    return meaning(reply) == RECIPIENTS or (
+    about = meaning(reply)
+    return about == RECIPIENTS or (
         # RFC 5321 4.5.3.1.10
-        reply.code == 452 and not reply.status
-        and meaning(reply) is None)
+        reply.code == 452 and not reply.status and about is None)
+
+
+def statuses(text):
+    "Return the enhanced status codes (RFC 3463) that stand in a text"
+    return _any_status.findall(text)
 
 
 def alike(words):

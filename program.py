@@ -1,0 +1,29 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What the module's own programs have in common."""
+from contextlib import contextmanager
+
+from trytond.pool import Pool
+from trytond.transaction import Transaction
+
+__all__ = ['opened']
+
+
+@contextmanager
+def opened(database, model, readonly=True):
+    """Start a transaction on a database and return a model of it.
+
+    :param database: the name of the database.
+    :param model: the name of the model.
+    :raises LookupError: the module is not activated in the database.
+    """
+    Pool.start()
+    pool = Pool(database)
+    with Transaction().start(database, 0, readonly=True):
+        pool.init()
+    with Transaction().start(database, 0, readonly=readonly):
+        try:
+            Model = pool.get(model)
+        except KeyError:
+            raise LookupError("the module is not activated in the database")
+        yield Model
