@@ -780,12 +780,14 @@ class _Session:
             data = b'.' + data
         # A dot that ends no line of its own would be waited for in vain
         end = b'.\r\n' if data[-2:] in (b'', b'\r\n') else b'\r\n.\r\n'
-        data = memoryview(data + end)
-        reply = None
-        for position in range(0, len(data), SLICE_SIZE):
-            piece = data[position:position + SLICE_SIZE]
-            if position + SLICE_SIZE >= len(data):
+        # Joined with the end as a whole it would be another copy
+        view, reply = memoryview(data), None
+        last = len(data) // SLICE_SIZE * SLICE_SIZE
+        for position in range(0, last + 1, SLICE_SIZE):
+            piece = view[position:position + SLICE_SIZE]
+            if position == last:
                 self.step = 'dot'
+                piece = bytes(piece) + end
             try:
                 self._write(piece)
             except _Lost as error:
