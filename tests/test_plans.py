@@ -42,7 +42,7 @@ class PlansTestCase(QueueTestCase):
         connection = database.get_connection(autocommit=True)
         try:
             cursor = connection.cursor()
-            # The rows of earlier tests are gone, but not their index pages, and
+            # The rows of earlier tests are gone but not their index pages, and
             # rows are so narrow here that these few would decide on the plan
             cursor.execute('REINDEX TABLE email_queue')
             deadline = time.monotonic() + SECONDS
