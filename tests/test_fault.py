@@ -702,7 +702,7 @@ class FaultErrorTestCase(FaultTestCase):
             [*self.to_addrs[:2], 'rcpt-451x1-4.2.1-soon@example.com'])
         self.send_all()
         self.server.script['dot'] = 'close'
-        with configured(uncertain='hold'):
+        with configured(uncertain='fail'):
             self.later(60)
             self.send_all()
         lines = self.read(id_, 'error').splitlines()

@@ -8,6 +8,7 @@ from unittest.mock import patch
 from trytond import backend
 from trytond.model.exceptions import AccessError
 from trytond.modules.email_queue import history, identity, policy, sender, smtp
+from trytond.modules.email_queue.settings import Settings
 from trytond.modules.email_queue.store import Row
 from trytond.pool import Pool
 from trytond.transaction import Transaction, check_access
@@ -73,7 +74,7 @@ class HistoryToldTestCase(unittest.TestCase):
                 if outcome is not None:
                     outcome = smtp.Outcome(queue_ids=['4A1B'], **outcome)
                 after = policy.after(
-                    row, outcome, NOW, policy.Settings(max_attempts=9))
+                    row, outcome, NOW, Settings(max_attempts=9))
                 told = history.told(row, after, outcome)
                 self.assertEqual(list(map(tuple, told.events)), expected)
                 self.assertEqual(told, after._replace(events=told.events))
@@ -90,7 +91,7 @@ class HistoryToldTestCase(unittest.TestCase):
                 ]:
             row = row._replace(error=error)
             after = policy.suspected(
-                row, outcome, NOW, policy.Settings(), alone=False)
+                row, outcome, NOW, Settings(), alone=False)
             told = history.told(row, after, outcome)
             self.assertEqual(list(map(tuple, told.events)), expected)
 
@@ -100,7 +101,7 @@ class HistoryToldTestCase(unittest.TestCase):
                 'attempts': 1})
         outcome = smtp.Outcome()
         outcome.refuse(row.remaining, 'mail', '554 no')
-        after = policy.after(row, outcome, NOW, policy.Settings())
+        after = policy.after(row, outcome, NOW, Settings())
         told = history.told(row, after, outcome)
         self.assertEqual([e.kind for e in told.events], ['refused'])
 
@@ -374,8 +375,8 @@ class HistoryGoneTestCase(HistoryTestCase):
             transaction.connection.cursor().execute(
                 'UPDATE email_queue SET write_date = create_date',)
         with patch.object(
-                policy.Settings, 'read',
-                return_value=policy.Settings(clean_days=1e-9)):
+                Settings, 'read',
+                return_value=Settings(clean_days=1e-9)):
             with self.transaction():
                 Pool().get('email.queue').clean()
         self.assertEqual((self.rows('id'), self.count()), ([], 0))

@@ -367,7 +367,7 @@ class RecordErrorTestCase(RecordTestCase):
 
     def test_give_up_hold(self):
         "Test that a person decides where the configuration says so"
-        self.give_up(uncertain='hold')
+        self.give_up(uncertain='fail')
         self.assertEqual(
             self.states(), {
                 'failed': len(self.server.received),
