@@ -19,7 +19,7 @@ from trytond.model.exceptions import AccessError
 from trytond.pool import Pool
 from trytond.pyson import Bool, Eval, If
 from trytond.tools import grouped_slice, slugify
-from trytond.transaction import Transaction, without_check_access
+from trytond.transaction import Transaction
 from trytond.url import HOSTNAME
 
 from . import (
@@ -61,7 +61,7 @@ ID_LENGTH = 18
 
 
 def transition(state):
-    """Return a decorator as ``Workflow.transition`` for a row that senders claim.
+    """Return a decorator as ``Workflow.transition``, safe from senders.
 
     Where the state of an email has no such transition, or a sender has claimed
     it in the meantime, nothing is changed and an error says so.
@@ -1037,8 +1037,8 @@ class EmailQueue(
     @classmethod
     @ModelView.button
     def send_now(cls, emails):
-        cls._warn_many(emails)
         cls._hold(emails, {'outbox'})
+        cls._warn_many(emails)
         # Until the next attempt only: see policy.after
         for own_priority, group in groupby(
                 emails, lambda e: e.own_priority or e.priority):

@@ -420,7 +420,11 @@ class ButtonTestCase(RPCTestCase):
             [(l['user'], l['event'], l['target'], l['action']) for l in logs],
             [
                 (self.postmaster.id, 'button', 'cancel', "Cancel"),
+                (self.postmaster.id, 'transition', 'state:cancelled',
+                    "State : Cancelled"),
                 (self.postmaster.id, 'button', 'retry', "Retry"),
+                (self.postmaster.id, 'transition', 'state:outbox',
+                    "State : Outbox"),
                 ])
 
 
