@@ -22,7 +22,7 @@ from trytond.url import HOSTNAME
 
 from . import (
     again, behalf, bulk, files, identity, incomplete, known, notices,
-    notification, oauth, original, policy, preview, replies, sender)
+    notification, oauth, original, preview, replies, sender, settings)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -73,9 +73,8 @@ class EmailQueue(
         help="The recipients of the envelope, separated by commas.")
     msg = files.Message(
         "Message", filename='filename', readonly=True,
-        to_filestore=config.getboolean(
-            'email_queue', 'filestore', default=False),
-        store_prefix=config.get('email_queue', 'store_prefix') or None,
+        to_filestore=settings.at_start('filestore'),
+        store_prefix=settings.at_start('store_prefix'),
         states={
             'invisible': Bool(Eval('content')),
             },
@@ -874,7 +873,7 @@ class EmailQueue(
         if not isinstance(priority, str) or priority not in PRIORITIES:
             raise ArgumentError(
                 'priority', priority, 'msg_priority_invalid')
-        if server not in policy.servers():
+        if server not in settings.servers():
             raise ArgumentError(
                 'server', str(server), 'msg_server_unknown')
         now = None
@@ -959,7 +958,7 @@ class EmailQueue(
         the sessions, which have no transaction: it must not use the database.
 
         :param server: its name, None for the default one.
-        :param settings: the ``policy.Settings`` of the server.
+        :param settings: the ``settings.Settings`` of the server.
         :return: an object like ``smtp.Client``: ``deliver(mail)`` takes a
             ``smtp.Mail`` and returns a ``smtp.Outcome``, ``close()`` ends the
             session, ``drop()`` ends it at once.
