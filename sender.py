@@ -20,7 +20,7 @@ from trytond.i18n import gettext
 from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
-from . import identity, oauth, smtp
+from . import identity, oauth, shown, smtp
 from .dead import Addresses
 from .exceptions import EmailQueueError
 from .history import told
@@ -28,7 +28,7 @@ from .known import recall, retain
 from .mime import original_to
 from .policy import (
     ALIKE, ALIKE_AFTER_ACCEPTED, RECORD_SECONDS, Deadline, Pace, Patience,
-    Sessions, Settings, Suspects, Throttle, after, first_words, server_uri,
+    Sessions, Settings, Suspects, Throttle, after, first_answer, server_uri,
     servers, suspected)
 from .recorder import Gate, NotRecorded, Recorder, insist
 from .replies import LOGIN, RATE, SESSION
@@ -57,7 +57,6 @@ CONNECTIONS_EACH = 2
 CONNECTIONS_BESIDE = 3
 # How often a message may be refused as sent too fast while others are taken
 OVERTAKEN = 3
-NOT_CONFIGURED = 'The server "{}" is not configured.'
 
 
 class Sender:
@@ -98,6 +97,7 @@ class Sender:
         self._login_refused = False
         self._accepted = 0
         self._now = None
+        self._labels = shown.labels(store.Model)
         self._alone_claimed = False
         self.claimed = False
         self._counts = collections.Counter()
@@ -227,7 +227,7 @@ class Sender:
             return
         self._finish(self._suspects.settle(row, outcome))
         if outcome.refusal and self._is_the_servers(row, outcome.refusal):
-            self._trouble(first_words(outcome), lasting=True)
+            self._trouble(self._first_words(outcome), lasting=True)
 
     def _is_own(self, row):
         "Return whether something was accepted since the row is a suspect"
@@ -295,7 +295,13 @@ class Sender:
                 self._record(row, after_, outcome)
             if not alone:
                 self._stopped_early = True
-                self.trouble = self.trouble or first_words(pairs[0][1])
+                self.trouble = self.trouble or self._first_words(pairs[0][1])
+
+    def _first_words(self, outcome):
+        "Return why the first recipient was refused whom nobody accepted"
+        address, words = first_answer(outcome)
+        return shown.with_words(
+            self._labels[outcome.reasons.get(address)], words)
 
     def _stop(self):
         "Let the threads end what they are at"
@@ -534,13 +540,14 @@ def _deliver(client, row, redirect):
                 to_addrs=tuple(a for a in mail.to_addrs if a not in dead)))
         if not outcome.trouble:
             outcome.refused.update(dead)
+            outcome.reasons.update(dict.fromkeys(dead, 'dead'))
         return outcome
     except Exception as error:
         # A message without bytes, with an address that is none …
         logger.debug("email %d can not be sent", row.id, exc_info=True)
-        return smtp.Outcome(refused=dict.fromkeys(
-                row.remaining or [row.to_addrs],
-                printable(f"{type(error).__name__}: {error}")))
+        # No suspect, because the server has no part in it
+        return _refusal(
+            row, printable(f"{type(error).__name__}: {error}"), 'unsendable')
 
 
 def _redirect(client, mail, address):
@@ -550,23 +557,31 @@ def _redirect(client, mail, address):
             data=original_to(mail.to_addrs) + mail.data))
     if outcome.accepted:
         outcome.accepted = list(mail.to_addrs)
-    for name in ['refused', 'deferred']:
-        for words in getattr(outcome, name).values():
-            setattr(outcome, name, dict.fromkeys(mail.to_addrs, words))
+    for by_address in [outcome.refused, outcome.deferred, outcome.reasons]:
+        if address in by_address:
+            said = by_address.pop(address)
+            by_address.update(dict.fromkeys(mail.to_addrs, said))
     return outcome
 
 
 def _without_message(row):
-    recipients = row.remaining or [row.to_addrs]
     if not row.file_id:
-        # No suspect, because the server has no part in it
-        return smtp.Outcome(refused=dict.fromkeys(
-                recipients, "the message has been removed"))
+        return _refusal(row, '', 'no_message')
     # Another machine may have it, or this one later; where all are missing it
     # is trouble as of a server
     outcome = smtp.Outcome()
-    outcome.defer(recipients, 'mail', "the message is not in the filestore")
+    outcome.defer(
+        row.remaining or [row.to_addrs], 'mail', '',
+        reason='not_in_filestore')
     return outcome
+
+
+def _refusal(row, words, reason):
+    "Return the outcome of an email that no server was asked to take"
+    recipients = row.remaining or [row.to_addrs]
+    return smtp.Outcome(
+        refused=dict.fromkeys(recipients, words),
+        reasons=dict.fromkeys(recipients, reason))
 
 
 def _log_row(row):
@@ -574,8 +589,8 @@ def _log_row(row):
         return
     state = 'failed' if row.state == 'failed' else (
         f'deferred until {row.scheduled_at:%Y-%m-%d %H:%M:%S}')
-    logger.info(
-        "email %d %s: %s", row.id, state, ' | '.join(row.error.splitlines()))
+    words = ' | '.join((row.error or '').splitlines())
+    logger.info("email %d %s: %s %s", row.id, state, row.reason, words)
 
 
 @contextmanager
@@ -695,7 +710,7 @@ def _missing(Model, names):
         missing = [n for n in waiting_servers(Model) if n not in names]
         for name in missing:
             logger.warning("emails wait for the unknown server %s", name)
-            store.explain(name, NOT_CONFIGURED.format(name))
+            store.explain(name, 'no_server')
     return [
         EmailQueueError(
             gettext('email_queue.msg_server_missing', server=name),
@@ -919,9 +934,10 @@ def send(email, server=None):
         raise EmailQueueError(gettext(
                 'email_queue.msg_not_claimed', email=email.rec_name))
     if row.state != 'sent':
+        error = shown.outcome(shown.labels(Model), row)
         raise EmailQueueError(gettext(
                 'email_queue.msg_not_sent',
-                email=email.rec_name, error=row.error))
+                email=email.rec_name, error=error))
 
 
 def _send(store, email, settings, server, caller):
@@ -954,7 +970,7 @@ def _judged(store, row, outcome, settings):
 def _send_row(Model, row, settings, server):
     if not (server_uri(row.server) or server):
         return smtp.Outcome(trouble=smtp.Trouble(
-                NOT_CONFIGURED.format(row.server), lasting=True))
+                row.server, lasting=True, reason='no_server'))
     settings = Settings.read(row.server)
     if server is None:
         client = _client(Model, settings, row.server)
