@@ -6,6 +6,7 @@ import logging
 import trytond.config as config
 
 from . import routes, sendmail
+from .settings import at_start
 
 __all__ = ['routes']
 logger = logging.getLogger(__name__)
@@ -16,5 +17,5 @@ if (config.getboolean('queue', 'worker', default=False)
         "[queue] worker is set, but workers need PostgreSQL: "
         "on SQLite no task of Tryton is ever done")
 
-if config.getboolean('email_queue', 'capture', default=False):
+if at_start('capture'):
     sendmail.capture()

@@ -10,11 +10,9 @@ import functools
 import re
 from typing import NamedTuple
 
-import trytond.config as config
-
+from . import settings
 from .address import NULL_SENDER, ArgumentError, addresses
 from .mime import header_fields, value_of, with_values
-from .policy import servers
 from .words import decoded_words, unfolded
 
 __all__ = ['is_set', 'mailbox', 'on_behalf', 'sent_from', 'server_for']
@@ -41,7 +39,7 @@ class Mailbox(NamedTuple):
 
 def is_set():
     "Return whether the configuration says anything of who sends for whom"
-    return bool(_options())
+    return bool(_senders_by_server() or settings.named(FROM))
 
 
 def on_behalf(server, from_addr, data):
@@ -72,8 +70,8 @@ def sent_from(server, from_addr, data):
 
 def mailbox(server):
     "Return the Mailbox that a server sends from, None for the writer's own"
-    option = f'{FROM}{server}' if server else FROM
-    text = config.get('email_queue', option)
+    option = f'{FROM}{server or ""}'
+    text = settings.text(option)
     return _mailbox(option, text) if text else None
 
 
@@ -84,9 +82,8 @@ def server_for(from_addr, data):
     senders += (
         header.addresses('from') if from_addr == NULL_SENDER else [from_addr])
     known = {
-        option.removeprefix(FOR): _senders(
-            option, config.get('email_queue', option))
-        for option in _options() if option.startswith(FOR)}
+        name: _senders(f'{FOR}{name}', text)
+        for name, text in _senders_by_server().items()}
     for sender in senders:
         # The address as a whole counts more than its domain
         for key in [sender.casefold(), _domain(sender)]:
@@ -96,7 +93,7 @@ def server_for(from_addr, data):
 
 
 def _configured(name):
-    if name not in servers():
+    if name not in settings.servers():
         # By another server it could be refused, or taken for another's
         raise ArgumentError('server', name, 'msg_server_unknown')
     return name
@@ -106,13 +103,9 @@ def _domain(address):
     return f"@{address.rpartition('@')[2].casefold()}"
 
 
-def _options():
-    if not config.has_section('email_queue'):
-        return []
-    return sorted(
-        option for option in config.options('email_queue')
-        if option.startswith((FOR, FROM)) and option != FOR
-        and config.get('email_queue', option))
+def _senders_by_server():
+    "Return what is written of the senders that each server sends for"
+    return {name: text for name, text in settings.named(FOR).items() if name}
 
 
 @functools.lru_cache(1024)

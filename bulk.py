@@ -151,6 +151,8 @@ class Bulk:
     def copy(cls, emails, default=None):
         default = {} if default is None else default.copy()
         default.setdefault('key')
+        # A copy of what was sent must not be sent
+        default.setdefault('state', operator.itemgetter('state'))
         return super().copy(emails, default=default)
 
     @classmethod

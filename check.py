@@ -26,9 +26,9 @@ from .address import NULL_SENDER, ArgumentError, addresses, envelope_from
 from .exceptions import EmailQueueError, LoginError
 from .health import CRITICAL, OK
 from .mime import header_fields, prepare, value_of
-from .policy import Settings, server_uri, servers
 from .program import opened
 from .sender import client_of
+from .settings import Settings, server_uri, servers
 from .smtp import Client, Trouble, open_in_time, server_name, trouble_of
 from .words import printable
 

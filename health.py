@@ -12,8 +12,8 @@ from trytond.transaction import Transaction, without_check_access
 
 from . import identity, incomplete, notification, original
 from .access import GROUP
-from .policy import Settings
 from .program import opened
+from .settings import Settings
 from .store import database_time, queues, utc_now
 
 __all__ = ['Numbers', 'monitor']

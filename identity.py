@@ -19,7 +19,7 @@ from trytond.wizard import Button, StateTransition, StateView
 
 from .access import QueueWizard
 from .exceptions import EmailQueueError
-from .policy import Settings
+from .settings import Settings
 from .store import forget, utc_now
 
 __all__ = [

@@ -16,8 +16,9 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
 from . import smtp
-from .policy import login_delay, server_uri
+from .policy import login_delay
 from .replies import alike
+from .settings import server_uri
 
 __all__ = ['Known', 'Server', 'recall', 'retain', 'troubles']
 

@@ -16,7 +16,7 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction
 
 from . import incomplete
-from .policy import servers
+from .settings import servers
 from .store import database_time
 
 __all__ = ['CONTENT_TYPE', 'GAUGES', 'measure', 'text']

@@ -23,11 +23,10 @@ from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote_plus, urlencode, urlsplit
 
-import trytond.config as config
-
+from . import settings
 from .exceptions import LoginError
-from .policy import server_uri
 from .sasl import user_of
+from .settings import server_uri
 from .smtp import open_in_time, server_name
 from .words import printable
 
@@ -56,14 +55,10 @@ _tokens = {}
 _tokens_lock = threading.Lock()
 
 
-def _option(name, server):
-    return f'oauth_{name}_{server}' if server else f'oauth_{name}'
-
-
 def options(server):
     "Return the options that are set for a server, as they are written"
     texts = {
-        name: config.get('email_queue', _option(name, server))
+        name: settings.text(f'oauth_{name}', server)
         for name in OPTIONS}
     return {name: text for name, text in texts.items() if text}
 
@@ -218,7 +213,7 @@ class _Request:
         self._secrets += filter(None, [secret, quote_plus(secret), *lines])
 
     def _name(self, name):
-        return _option(name, self._server)
+        return settings.full_name(f'oauth_{name}', self._server)
 
     def _post(self, opening):
         if 'key' in self._options:

@@ -1,30 +1,22 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""When to try again and how fast: settings, outcomes, pace.
+"""When to try again and how fast: outcomes, pace.
 
 Everything here is plain values and clocks: no database and no network.
 """
-import configparser
-import dataclasses
 import datetime as dt
 import random
 import threading
 import time
 
-import trytond.config as config
-from trytond.i18n import gettext
-
-from .address import addresses
-from .exceptions import EmailQueueError
 from .reasons import reason_of
 from .recipients import (
     account, answer_lines, join_lines, split_addresses, split_lines, told)
 from .replies import QUOTA
 
 __all__ = [
-    'Deadline', 'Pace', 'Patience', 'Sessions', 'Settings', 'Suspects',
-    'Throttle', 'after', 'first_answer', 'login_delay', 'next_attempt',
-    'server_uri', 'servers', 'suspected']
+    'Deadline', 'Pace', 'Patience', 'Sessions', 'Suspects', 'Throttle',
+    'after', 'first_answer', 'login_delay', 'next_attempt', 'suspected']
 
 HELD_ROWS = 500
 RECORD_SECONDS = 0.02
@@ -48,110 +40,6 @@ TROUBLE_DELAY = dt.timedelta(minutes=1)
 TROUBLE_SECONDS = 60
 UNCERTAIN_DELAY = dt.timedelta(minutes=15)
 RETRY_DELAY_MAX = dt.timedelta(hours=4)
-URI = 'uri_'
-# Named servers have their own of these
-OWN_SETTINGS = {'senders', 'connections', 'rate', 'return_path'}
-# Those that are one address
-ADDRESSES = {'redirect', 'return_path'}
-
-
-def servers():
-    """Return the names of the configured servers.
-
-    None is the default one, of the section ``email``; it is the first.
-    """
-    options = []
-    if config.has_section('email_queue'):
-        options = sorted(config.options('email_queue'))
-    return [None, *(
-            option.removeprefix(URI) for option in options
-            if option.startswith(URI) and option != URI
-            and config.get('email_queue', option))]
-
-
-def server_uri(name):
-    "Return the URI of a server, None where it is not configured"
-    if name is None:
-        return config.get('email', 'uri')
-    # Options do not tell upper from lower case, names do
-    if name in servers():
-        return config.get('email_queue', URI + name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    "The section ``email_queue`` of the configuration: see doc/configuration"
-    senders: int = 1
-    connections: int = 2
-    rate: float = 0
-    messages_per_connection: int = 100
-    recipients: int = 50
-    run_time: float = 50
-    timeout: int = 60
-    data_timeout: int = 600
-    uncertain: str = 'retry'
-    retry_delay: float = 60
-    give_up: float = 5
-    max_attempts: int = 0
-    health_age: float = 900
-    health_failed: int = 0
-    clean_days: float = 30
-    clean_body_days: float = 7
-    hold: bool = False
-    redirect: str = ''
-    return_path: str = ''
-
-    may_be_zero = {'clean_days', 'clean_body_days'}
-
-    @classmethod
-    def read(cls, server=None):
-        "Return those of the server of that name, None for the default one"
-        values = {}
-        for field in dataclasses.fields(cls):
-            option = field.name
-            if server and option in OWN_SETTINGS:
-                option += f'_{server}'
-            text = config.get('email_queue', option)
-            if not text:
-                continue
-            try:
-                value = values[field.name] = cls.parsed(field, text)
-            except ValueError:
-                value = None
-            if not cls._valid(field, value):
-                raise EmailQueueError(gettext(
-                        'email_queue.msg_setting_invalid',
-                        argument=option, value=text))
-        return cls(**values)
-
-    @staticmethod
-    def parsed(field, text):
-        """Return the value that ``text`` is for a field of this class.
-
-        :raises ValueError: it is none.
-        """
-        if field.name in ADDRESSES:
-            address, = addresses(field.name, text)
-            return address
-        if field.type is bool:
-            try:
-                return configparser.RawConfigParser.BOOLEAN_STATES[
-                    text.lower()]
-            except KeyError:
-                raise ValueError(text)
-        return field.type(text)
-
-    @classmethod
-    def _valid(cls, field, value):
-        if value is None:
-            return False
-        if field.name == 'uncertain':
-            return value in {'retry', 'hold'}
-        if field.type in {bool, str}:
-            return True
-        may_be_zero = not field.default or field.name in cls.may_be_zero
-        smallest = 0 if may_be_zero else 1e-3
-        return smallest <= value < 1e9
 
 
 def after(row, outcome, now, settings, chance=random.random):
@@ -220,7 +108,7 @@ def _unanswered(row, words, now, settings):
     "Transmitted, but not answered: tried again once, where that is allowed"
     next_ = now + UNCERTAIN_DELAY
     fails = (
-        row.uncertain or settings.uncertain == 'hold'
+        row.uncertain or settings.uncertain == 'fail'
         or not _allowed(row, next_, settings))
     row = row._replace(uncertain=True)
     if fails:

@@ -150,7 +150,7 @@ class Recorder:
         self._store = store
         self._gate = gate
         self._uncertain = (
-            'failed' if settings.uncertain == 'hold' else 'outbox')
+            'failed' if settings.uncertain == 'fail' else 'outbox')
         self._touch = touch
         self._rows = {}
         self._locked = {}

@@ -25,8 +25,8 @@ from .access import QueueWizard, check_writable
 from .address import NULL_SENDER, ArgumentError, addresses, on_the_wire
 from .exceptions import EmailQueueError
 from .files import purge
-from .policy import Settings
 from .recipients import remaining, split_addresses, without
+from .settings import Settings
 from .store import Tuple, database_time, forget
 
 __all__ = ['Erased', 'Retention']

@@ -28,10 +28,10 @@ from .known import recall, retain
 from .mime import original_to
 from .policy import (
     ALIKE, ALIKE_AFTER_ACCEPTED, RECORD_SECONDS, Deadline, Pace, Patience,
-    Sessions, Settings, Suspects, Throttle, after, first_answer, server_uri,
-    servers, suspected)
+    Sessions, Suspects, Throttle, after, first_answer, suspected)
 from .recorder import Gate, NotRecorded, Recorder, insist
 from .replies import LOGIN, RATE, SESSION
+from .settings import Settings, server_uri, servers
 from .store import (
     BEAT_SECONDS, CRASHES_ALONE, Store, forget, slots, waiting_servers)
 from .words import printable

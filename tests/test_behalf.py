@@ -282,7 +282,7 @@ class RewrittenTestCase(unittest.TestCase):
             self.assertEqual(cm.exception.argument, 'from_b')
 
 
-class ServersTestCase(QueueTestCase):
+class BehalfServersTestCase(QueueTestCase):
     "Servers whose mailbox sends from its own address only"
 
     def setUp(self):
@@ -294,8 +294,7 @@ class ServersTestCase(QueueTestCase):
         self.enter_here(configured(
                 uri_b=self.company_b.uri, for_b='@company-b.example',
                 from_b=COMPANY_B, from_='tryton@example.com'))
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
 
     def deny(self, address):
         def script(session, step):
@@ -311,7 +310,7 @@ class ServersTestCase(QueueTestCase):
         return script
 
 
-class SentTestCase(ServersTestCase):
+class SentTestCase(BehalfServersTestCase):
     "What is queued, by code and by core, and sent by them"
 
     def test_denied(self):
@@ -429,7 +428,7 @@ class SentTestCase(ServersTestCase):
             self.assertEqual(email.from_addr, 'tryton@example.com')
 
 
-class BrokenTestCase(ServersTestCase):
+class BrokenTestCase(BehalfServersTestCase):
     "Settings that are not valid, and emails that they keep back"
     broken = [
         {'from_b': 'nobody'}, {'for_b': 'nobody'}, {'uri_b': None},
@@ -545,7 +544,7 @@ class BrokenTestCase(ServersTestCase):
             ['jane@company-b.example'] * 2)
 
 
-del QueueTestCase, ServersTestCase
+del QueueTestCase, BehalfServersTestCase
 
 
 if __name__ == '__main__':

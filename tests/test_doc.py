@@ -1,7 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """What the documentation says: its examples, options and names."""
-import dataclasses
 import inspect
 import re
 import textwrap
@@ -22,7 +21,7 @@ from trytond.transaction import Transaction
 
 from .. import email_queue, exceptions, health, policy, replies, sendmail, smtp
 from ..exceptions import EmailQueueError
-from ..policy import Settings
+from ..settings import OPTIONS, Settings
 from .tools import QueueTestCase, configured
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,20 +227,19 @@ class DocTestCase(QueueTestCase):
 
     def test_options(self):
         "Test the options and their defaults"
-        options = {f.name: f for f in dataclasses.fields(Settings)}
         for path, pattern in OPTION.items():
             with self.subTest(page=path.name):
                 found = re.findall(pattern, path.read_text('utf-8'), re.M)
                 # Read when the module is loaded
                 found.remove(('filestore', 'False'))
                 self.assertEqual(
-                    [(name, value and Settings.parsed(options[name], value))
-                        for name, value in found if name in options],
-                    list(dataclasses.asdict(Settings()).items()))
+                    [(name, value and OPTIONS[name].parse(value))
+                        for name, value in found if name in OPTIONS],
+                    list(Settings()._asdict().items()))
                 self.assertEqual(
                     {name: value
                         for name, value in found
-                        if value and name not in options},
+                        if value and name not in OPTIONS},
                     OTHER_OPTIONS)
 
     def test_reference(self):

@@ -368,7 +368,7 @@ class RecipientsTestCase(FaultTestCase):
         self.assertEqual(self.read(id_, 'state', 'attempts'), ['outbox', 0])
 
 
-class SessionTestCase(FaultTestCase):
+class FaultSessionTestCase(FaultTestCase):
 
     def only(self, count, step, reply):
         "Let the server grant so many sessions at once"
@@ -508,7 +508,7 @@ class SessionTestCase(FaultTestCase):
                 self.run_in_trouble('no name for a host')
 
 
-class ThrottleTestCase(FaultTestCase):
+class FaultThrottleTestCase(FaultTestCase):
     "A server that takes so many messages a second"
 
     def limit(self, reply, count, seconds=1):
@@ -669,7 +669,7 @@ class LoginTestCase(FaultTestCase):
         self.assertEqual(self.states(), {'sent': 1})
 
 
-class ErrorTestCase(FaultTestCase):
+class FaultErrorTestCase(FaultTestCase):
     "What is said of an email that some have got"
 
     to_addrs = [
@@ -705,7 +705,7 @@ class ErrorTestCase(FaultTestCase):
             [*self.to_addrs[:2], 'rcpt-451x1-4.2.1-soon@example.com'])
         self.send_all()
         self.server.script['dot'] = 'close'
-        with configured(uncertain='hold'):
+        with configured(uncertain='fail'):
             self.later(60)
             self.send_all()
         self.check(

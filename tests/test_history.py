@@ -8,6 +8,7 @@ from unittest.mock import patch
 from trytond import backend
 from trytond.model.exceptions import AccessError
 from trytond.modules.email_queue import history, identity, policy, sender, smtp
+from trytond.modules.email_queue.settings import Settings
 from trytond.modules.email_queue.store import Row
 from trytond.pool import Pool
 from trytond.transaction import Transaction, check_access
@@ -73,7 +74,7 @@ TOLD = [
     ]
 
 
-class ToldTestCase(unittest.TestCase):
+class HistoryToldTestCase(unittest.TestCase):
     "Test what is told of an outcome"
 
     def test_told(self):
@@ -83,7 +84,7 @@ class ToldTestCase(unittest.TestCase):
                 if outcome is not None:
                     outcome = smtp.Outcome(queue_ids=['4A1B'], **outcome)
                 after = policy.after(
-                    row, outcome, NOW, policy.Settings(max_attempts=9))
+                    row, outcome, NOW, Settings(max_attempts=9))
                 told = history.told(row, after, outcome)
                 self.assertEqual(
                     list(told.events), [history.Event(*e) for e in expected])
@@ -101,7 +102,7 @@ class ToldTestCase(unittest.TestCase):
                 ]:
             row = row._replace(reason=reason, error=error)
             after = policy.suspected(
-                row, outcome, NOW, policy.Settings(), alone=False)
+                row, outcome, NOW, Settings(), alone=False)
             told = history.told(row, after, outcome)
             self.assertEqual(list(told.events), expected)
 
@@ -111,7 +112,7 @@ class ToldTestCase(unittest.TestCase):
                 'attempts': 1})
         outcome = smtp.Outcome()
         outcome.refuse(row.remaining, 'mail', '554 no')
-        after = policy.after(row, outcome, NOW, policy.Settings())
+        after = policy.after(row, outcome, NOW, Settings())
         told = history.told(row, after, outcome)
         self.assertEqual([e.kind for e in told.events], ['refused'])
 
@@ -165,7 +166,7 @@ class HistoryTestCase(QueueTestCase):
             getattr(EmailQueue, button)(EmailQueue.browse(ids))
 
 
-class SendTestCase(HistoryTestCase):
+class HistorySendTestCase(HistoryTestCase):
     "Test what a run tells"
 
     def test_success(self):
@@ -375,7 +376,7 @@ class PersonTestCase(HistoryTestCase):
         self.assertEqual(self.history(sent), [])
 
 
-class GoneTestCase(HistoryTestCase):
+class HistoryGoneTestCase(HistoryTestCase):
     "Test the history goes with its email"
 
     def test_deleted(self):
@@ -393,8 +394,8 @@ class GoneTestCase(HistoryTestCase):
             transaction.connection.cursor().execute(
                 'UPDATE email_queue SET write_date = create_date',)
         with patch.object(
-                policy.Settings, 'read',
-                return_value=policy.Settings(clean_days=1e-9)):
+                Settings, 'read',
+                return_value=Settings(clean_days=1e-9)):
             with self.transaction():
                 Pool().get('email.queue').clean()
         self.assertEqual((self.rows('id'), self.count()), ([], 0))
@@ -432,7 +433,7 @@ class GoneTestCase(HistoryTestCase):
         self.assertEqual(self.count(), 2)
 
 
-class AccessTestCase(RPCTestCase, HistoryTestCase):
+class HistoryAccessTestCase(RPCTestCase, HistoryTestCase):
     "Test who reads the history"
 
     contexts = [

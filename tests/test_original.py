@@ -345,7 +345,7 @@ class OriginalTestCase(OriginalDatabase):
                     'jane@example.com, joe@example.com', None),
                 ('one wrong', 'shop@example.com',
                     'jane@example.com, no address',
-                    "no address is not a valid email address"),
+                    "no address"),
                 ('all wrong', 'shop@example.com', 'jane,joe@@example.com',
                     None),
                 ('wrong sender', 'the shop', 'jane@example.com', None),

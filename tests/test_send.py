@@ -216,7 +216,7 @@ class SendTestCase(QueueTestCase):
 
     def test_uncertain_hold(self):
         id_ = self.queue('dot-close@example.com')
-        with configured(uncertain='hold'):
+        with configured(uncertain='fail'):
             self.send_all()
         self.assertEqual(
             self.read(id_, 'state', 'reason'), ['failed', 'uncertain'])
@@ -404,7 +404,7 @@ class SendOneTestCase(QueueTestCase):
                 self.assertEqual(Pool().get('email.queue')(id_).state, 'sent')
 
 
-class TroubleTestCase(QueueTestCase):
+class SendTroubleTestCase(QueueTestCase):
     "Trouble with the server, through the scheduled job"
 
     def errors(self):

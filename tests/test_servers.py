@@ -14,10 +14,10 @@ from unittest.mock import patch
 from trytond import backend
 from trytond.pool import Pool
 
-from .. import policy, sender
+from .. import sender, settings
 from ..exceptions import EmailQueueError
-from ..policy import Settings
 from ..sendmail import QueueDataManager, set_options
+from ..settings import Settings
 from ..store import Store, slots
 from .postgresql import free_port
 from .processes import ProcessTestCase, Senders
@@ -125,7 +125,7 @@ class QueueingTestCase(ServersTestCase):
 
     def test_option_without_value_is_no_server(self):
         with configured(uri_nobody=None, uri_=self.marketing.uri):
-            self.assertEqual(policy.servers(), [None, 'marketing'])
+            self.assertEqual(settings.servers(), [None, 'marketing'])
 
     def test_search(self):
         id_ = self.queue(server='marketing')
