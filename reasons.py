@@ -14,7 +14,7 @@ from sql import Column, Null
 from trytond.transaction import Transaction
 
 from .recipients import (
-    answer_lines, answers, join_lines, split_addresses, split_lines)
+    account, answer_lines, answers, join_lines, split_addresses, split_lines)
 
 __all__ = ['REASONS', 'convert', 'converted', 'reason_of']
 
@@ -170,7 +170,7 @@ def converted(row):
                 kept = None
             return New(reason, kept, refused)
     head, text = _split_head(text)
-    words, more = _split_error(text, recipients)
+    words, more = _split_error(text, row.to_addrs)
     reason = _one_of({**reasons, **more}.values())
     if head == 'expired' or not reason:
         reason = head or _default(row)
@@ -184,20 +184,21 @@ def _one_of(reasons):
     return found.pop() if len(found) == 1 else None
 
 
-def _split_error(text, recipients):
+def _split_error(text, to_addrs):
     "Return the servers' words in a text, and the reasons in it by address"
-    lines, reasons = [], {}
+    recipients = split_addresses(to_addrs)
+    lines, words, reasons = [], {}, {}
     for line in split_lines(text):
         address = None
         if len(recipients) > 1:
-            (address, words), = answers(line, recipients)
+            (address, answer), = answers(line, recipients)
         if address in recipients:
-            words, reasons[address] = _split_answer(words)
-            lines += answer_lines({address: words} if words else {})
+            words[address], reasons[address] = _split_answer(answer)
         else:
-            words, reasons[line] = _split_answer(line)
-            lines += filter(None, [words])
-    return join_lines(None, lines), reasons
+            answer, reasons[line] = _split_answer(line)
+            lines.append(answer)
+    lines.append(account(to_addrs, words))
+    return join_lines(None, filter(None, lines)), reasons
 
 
 def _split_head(text):
