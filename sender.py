@@ -29,6 +29,7 @@ from .mime import original_to
 from .policy import (
     ALIKE, ALIKE_AFTER_ACCEPTED, RECORD_SECONDS, Deadline, Pace, Patience,
     Sessions, Suspects, Throttle, after, first_answer, suspected)
+from .recipients import delivered
 from .recorder import Gate, NotRecorded, Recorder, insist
 from .replies import LOGIN, RATE, SESSION
 from .settings import Settings, server_uri, servers
@@ -589,8 +590,10 @@ def _log_row(row):
         return
     state = 'failed' if row.state == 'failed' else (
         f'deferred until {row.scheduled_at:%Y-%m-%d %H:%M:%S}')
-    words = ' | '.join((row.error or '').splitlines())
-    logger.info("email %d %s: %s %s", row.id, state, row.reason, words)
+    texts = [row.reason or '', *(row.error or '').splitlines()]
+    if numbers := delivered(row.to_addrs, row.accepted):
+        texts.insert(1, "delivered to {} of {} recipients".format(*numbers))
+    logger.info("email %d %s: %s", row.id, state, ' | '.join(texts))
 
 
 @contextmanager

@@ -165,7 +165,7 @@ class NumbersTestCase(Ages, QueueTestCase):
                     type(connection.cursor()), 'execute', explained):
                 numbers = Pool().get('email.queue.health').measure()
         self.assertEqual(numbers.waiting, 1000)
-        self.assertEqual(len(plans), 10)
+        self.assertEqual(len(plans), 11)
         for plan in plans:
             self.assertNotIn('Seq Scan', plan)
 
