@@ -15,7 +15,7 @@ from trytond.transaction import Transaction, without_check_access
 from .access import check_writable
 from .address import ArgumentError
 from .exceptions import EmailQueueError
-from .store import database_time, forget
+from .tools import database_time, forget
 
 __all__ = ['Bulk', 'batches', 'checked_key']
 

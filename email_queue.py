@@ -21,8 +21,8 @@ from trytond.transaction import Transaction, without_check_access
 from trytond.url import HOSTNAME
 
 from . import (
-    again, behalf, bulk, files, identity, incomplete, known, notices,
-    notification, oauth, original, preview, replies, sender, settings)
+    again, behalf, bulk, files, handover, identity, incomplete, known, notices,
+    notification, oauth, original, preview, replies, run, settings)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -33,7 +33,8 @@ from .mime import describe, prepare
 from .recipients import remaining
 from .retention import Retention
 from .shown import Titled, in_whole_seconds
-from .store import CRASHES_ALONE, database_time, forget, utc_now
+from .store import CRASHES_ALONE
+from .tools import database_time, forget, utc_now
 from .words import printable, with_domains
 
 logger = logging.getLogger(__name__)
@@ -918,7 +919,7 @@ class EmailQueue(
             trouble or the database looks like a copy. The emails stay in the
             queue.
         """
-        sender.run(cls)
+        run.run(cls)
 
     @classmethod
     def send_queued(cls, emails):
@@ -929,7 +930,7 @@ class EmailQueue(
         for all.
         """
         try:
-            if not sender.in_trouble():
+            if not run.in_trouble():
                 with Transaction().set_context(email_queue_task=True):
                     cls.send_all()
         except EmailQueueError as error:
@@ -943,7 +944,7 @@ class EmailQueue(
         :raises EmailQueueError: the email could not be claimed or was not
             accepted by the server. What became of it is recorded before.
         """
-        sender.send(self, smtp_server)
+        run.send(self, smtp_server)
 
     @classmethod
     def verdict(cls, step, reply):
@@ -963,7 +964,7 @@ class EmailQueue(
             ``smtp.Mail`` and returns a ``smtp.Outcome``, ``close()`` ends the
             session, ``drop()`` ends it at once.
         """
-        return sender.client_of(cls, settings, server)
+        return handover.client_of(cls, settings, server)
 
     @classmethod
     def access_token(cls, server=None, refused=None):
