@@ -7,7 +7,8 @@ export PYTEST
 PYTHON = .venv/bin/python
 PACKAGING = setup.py pyproject.toml tryton.cfg .ci/venv
 
-.PHONY: help test test-web browser screenshots locale demo bench package clean
+.PHONY: help test coverage test-web browser screenshots locale demo bench
+.PHONY: package clean
 # Both environments write the module's egg-info
 .NOTPARALLEL:
 
@@ -15,6 +16,7 @@ help:
 	@echo "make test     run all tests, on SQLite and PostgreSQL, trytond 8.2 and 8.0"
 	@echo "              CHECKS='sqlite flake8' runs only these,"
 	@echo "              PYTEST='-k priority -x' gives options to pytest"
+	@echo "make coverage run them traced, and show what none of them reaches"
 	@echo "make test-web drive the web client of Tryton in a browser"
 	@echo "make screenshots"
 	@echo "              make the pictures of the documentation by it"
@@ -27,6 +29,10 @@ help:
 test: .venv/stamp .venv-8.0/stamp
 	@$(PYTHON) tests/postgresql.py > /dev/null 2>&1 || .ci/install postgresql
 	@$(PYTHON) tests/run.py $(CHECKS) --pytest="$$PYTEST"
+
+coverage: .venv/stamp
+	@$(PYTHON) tests/postgresql.py > /dev/null 2>&1 || .ci/install postgresql
+	@$(PYTHON) tests/run.py --coverage engine postgresql sqlite modules plain
 
 test-web: .venv-8.0/stamp .cache/sao/stamp browser
 	@.venv-8.0/bin/pytest -o cache_dir=.cache/pytest/web tests_web $$PYTEST

@@ -120,15 +120,3 @@ class RPCTestCase(QueueTestCase):
             if state != 'outbox':
                 self.write(ids[state], state=state)
         return ids
-
-    def rows(self):
-        "Return all that is stored of all emails"
-        with self.transaction(readonly=True) as transaction:
-            t = Pool().get('email.queue').__table__()
-            cursor = transaction.connection.cursor()
-            cursor.execute(*t.select(order_by=t.id))
-            return [tuple(map(_plain, row)) for row in cursor]
-
-
-def _plain(value):
-    return bytes(value) if isinstance(value, memoryview) else value

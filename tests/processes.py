@@ -101,7 +101,6 @@ class ProcessTestCase(QueueTestCase):
 
     def setUp(self):
         super().setUp()
-        self.database = DB_NAME
         if backend.name == 'sqlite':
             self.database = f'process{os.getpid()}'
 
@@ -124,13 +123,6 @@ class ProcessTestCase(QueueTestCase):
                 sqlite3.connect(path) as copy:
             transaction.connection.backup(copy)
         copy.close()
-
-    def rows(self, *names):
-        "Return the values of all rows as they are committed"
-        with Transaction().start(self.database, 0, readonly=True) as t:
-            cursor = t.connection.cursor()
-            cursor.execute(f"SELECT {', '.join(names)} FROM email_queue")
-            return cursor.fetchall()
 
     def recovered(self):
         "Let nobody wait for the time after which a row is orphaned"

@@ -40,7 +40,7 @@ CALLABLE = BUTTONS.keys() | {
     'search_read', 'view_toolbar_get'}
 
 
-class ReadTestCase(RPCTestCase):
+class AccessReadTestCase(RPCTestCase):
     "Test who reads the queue"
 
     def reads(self):

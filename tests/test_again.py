@@ -31,7 +31,7 @@ CONTEXTS = [
     {'action_id': None}, {'action_id': 999999}, {'groups': [1, 2, 3]}]
 
 
-class BytesTestCase(unittest.TestCase):
+class CorrectedBytesTestCase(unittest.TestCase):
     "Test what becomes of the bytes"
 
     def test_renamed(self):

@@ -282,7 +282,7 @@ class RewrittenTestCase(unittest.TestCase):
             self.assertEqual(cm.exception.argument, 'from_b')
 
 
-class ServersTestCase(QueueTestCase):
+class BehalfServersTestCase(QueueTestCase):
     "Servers whose mailbox sends from its own address only"
 
     def setUp(self):
@@ -311,7 +311,7 @@ class ServersTestCase(QueueTestCase):
         return script
 
 
-class SentTestCase(ServersTestCase):
+class SentTestCase(BehalfServersTestCase):
     "What is queued, by code and by core, and sent by them"
 
     def test_denied(self):
@@ -429,7 +429,7 @@ class SentTestCase(ServersTestCase):
             self.assertEqual(email.from_addr, 'tryton@example.com')
 
 
-class BrokenTestCase(ServersTestCase):
+class BrokenTestCase(BehalfServersTestCase):
     "Settings that are not valid, and emails that they keep back"
     broken = [
         {'from_b': 'nobody'}, {'for_b': 'nobody'}, {'uri_b': None},
@@ -545,7 +545,7 @@ class BrokenTestCase(ServersTestCase):
             ['jane@company-b.example'] * 2)
 
 
-del QueueTestCase, ServersTestCase
+del QueueTestCase, BehalfServersTestCase
 
 
 if __name__ == '__main__':

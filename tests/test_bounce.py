@@ -71,7 +71,7 @@ def notice(
             '--b--', '']).encode('utf-8', 'surrogateescape')
 
 
-class ReadTestCase(unittest.TestCase):
+class BounceReadTestCase(unittest.TestCase):
 
     def one(self, data):
         found = bounce.read(data)

@@ -104,7 +104,7 @@ class CheckTestCase(QueueTestCase):
         server.wait_until(lambda: not server.open_sessions)
 
 
-class GoodTestCase(CheckTestCase):
+class CheckGoodTestCase(CheckTestCase):
 
     def test_password(self):
         for tls in ['starttls', 'smtps']:
@@ -347,7 +347,7 @@ class WizardTestCase(RPCTestCase):
                 session.call('email.queue.test.start', 'get_servers'))
 
 
-class CommandTestCase(ProcessTestCase):
+class CheckCommandTestCase(ProcessTestCase):
     "trytond-email-queue-health --check"
 
     def run_script(self, *args, **options):

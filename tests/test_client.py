@@ -45,7 +45,7 @@ def statements(case):
             connection.set_trace_callback(None)
 
 
-class ClientTestCase(RPCTestCase):
+class WebClientTestCase(RPCTestCase):
     "Test the client"
 
     def action(self):

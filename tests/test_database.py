@@ -283,7 +283,7 @@ class ConnectionsTestCase(QueueTestCase):
 
 
 @unittest.skipUnless(has_locks, "its clock is the one of the host")
-class ClockTestCase(QueueTestCase):
+class HostClockTestCase(QueueTestCase):
     "A host whose clock is an hour slow, or fast"
 
     @contextmanager

@@ -18,7 +18,7 @@ PAST = dt.datetime(2026, 1, 1)
 _numbers = itertools.count()
 
 
-class GoneTestCase(unittest.TestCase):
+class WordsOfGoneTestCase(unittest.TestCase):
 
     def test_gone(self):
         for words, expected in [
@@ -249,7 +249,7 @@ class LetGoTestCase(DeadTestCase):
             self.assertEqual(address.words, '550 5.1.1 as ***')
 
 
-class AccessTestCase(RPCTestCase, DeadTestCase):
+class DeadAccessTestCase(RPCTestCase, DeadTestCase):
     "Test who reads the addresses and takes them out"
     contexts = [
         {}, {'_check_access': False}, {'_user': 0, 'user': 0},

@@ -368,7 +368,7 @@ class RecipientsTestCase(FaultTestCase):
         self.assertEqual(self.read(id_, 'state', 'attempts'), ['outbox', 0])
 
 
-class SessionTestCase(FaultTestCase):
+class FaultSessionTestCase(FaultTestCase):
 
     def only(self, count, step, reply):
         "Let the server grant so many sessions at once"
@@ -508,7 +508,7 @@ class SessionTestCase(FaultTestCase):
                 self.run_in_trouble('no name for a host')
 
 
-class ThrottleTestCase(FaultTestCase):
+class FaultThrottleTestCase(FaultTestCase):
     "A server that takes so many messages a second"
 
     def limit(self, reply, count, seconds=1):
@@ -669,7 +669,7 @@ class LoginTestCase(FaultTestCase):
         self.assertEqual(self.states(), {'sent': 1})
 
 
-class ErrorTestCase(FaultTestCase):
+class FaultErrorTestCase(FaultTestCase):
     "What the error of an email says that some have got"
 
     to_addrs = [

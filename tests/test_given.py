@@ -360,7 +360,7 @@ class OnceTestCase(unittest.TestCase):
         self.assertEqual(prepare(message, HOST).count(b'Received: '), 3)
 
 
-class BytesTestCase(unittest.TestCase):
+class GivenBytesTestCase(unittest.TestCase):
     "Bytes and text"
 
     def test_bom(self):

@@ -157,7 +157,7 @@ class NumbersTestCase(Ages, QueueTestCase):
             self.assertNotIn('Seq Scan', plan)
 
 
-class RouteTestCase(Ages, RPCTestCase):
+class HealthRouteTestCase(Ages, RPCTestCase):
     "Test what the server answers"
 
     @classmethod
@@ -445,7 +445,7 @@ class WatchTestCase(Ages, RPCTestCase):
 
 @unittest.skipUnless(SCRIPT.exists(), "the script is not beside the tests")
 @unittest.skipIf(DB_NAME == ':memory:', "no other process sees the database")
-class CommandTestCase(Ages, QueueTestCase):
+class HealthCommandTestCase(Ages, QueueTestCase):
     "Test the command"
 
     def run_script(self, *args, **options):

@@ -64,7 +64,7 @@ TOLD = [
     ]
 
 
-class ToldTestCase(unittest.TestCase):
+class HistoryToldTestCase(unittest.TestCase):
     "Test what is told of an outcome"
 
     def test_told(self):
@@ -149,7 +149,7 @@ class HistoryTestCase(QueueTestCase):
             getattr(EmailQueue, button)(EmailQueue.browse(ids))
 
 
-class SendTestCase(HistoryTestCase):
+class HistorySendTestCase(HistoryTestCase):
     "Test what a run tells"
 
     def test_success(self):
@@ -357,7 +357,7 @@ class PersonTestCase(HistoryTestCase):
         self.assertEqual(self.history(sent), [])
 
 
-class GoneTestCase(HistoryTestCase):
+class HistoryGoneTestCase(HistoryTestCase):
     "Test the history goes with its email"
 
     def test_deleted(self):
@@ -414,7 +414,7 @@ class GoneTestCase(HistoryTestCase):
         self.assertEqual(self.count(), 2)
 
 
-class AccessTestCase(RPCTestCase, HistoryTestCase):
+class HistoryAccessTestCase(RPCTestCase, HistoryTestCase):
     "Test who reads the history"
 
     contexts = [

@@ -146,7 +146,7 @@ class MeasureTestCase(Ages, QueueTestCase):
             self.assertEqual(cursor.fetchone(), before)
 
 
-class RouteTestCase(Ages, RPCTestCase):
+class MetricsRouteTestCase(Ages, RPCTestCase):
     "Test what the server answers"
 
     def get(self, key=None, database=DB_NAME):
@@ -203,7 +203,7 @@ class RouteTestCase(Ages, RPCTestCase):
 
 
 @unittest.skipUnless(DOC.exists(), "the documentation is not installed")
-class DocTestCase(unittest.TestCase):
+class MetricsDocTestCase(unittest.TestCase):
 
     def test_names(self):
         "Test the documentation names each gauge and no other"

@@ -309,7 +309,7 @@ class UnchangedTestCase(NoticesTestCase):
         self.assertEqual(self.read(self.id, 'state'), 'sent')
 
 
-class ToldTestCase(RPCTestCase, NoticesTestCase):
+class NoticesToldTestCase(RPCTestCase, NoticesTestCase):
     "Test who is told of it"
 
     def setUp(self):
@@ -370,7 +370,7 @@ class ToldTestCase(RPCTestCase, NoticesTestCase):
                         session.queue(method, 'x', 'x')
 
 
-class InboundTestCase(unittest.TestCase):
+class NoticeInboundTestCase(unittest.TestCase):
     "Test what the services of Inbound Email give"
 
     def test_raw(self):

@@ -122,7 +122,7 @@ class OAuthTestCase(QueueTestCase):
         self.assertEqual({a for a, in self.rows('attempts')}, {1})
 
 
-class GoodTestCase(OAuthTestCase):
+class OAuthGoodTestCase(OAuthTestCase):
 
     def test_mechanisms(self):
         for tls in ['starttls', 'smtps']:
@@ -243,7 +243,7 @@ class LifeTestCase(OAuthTestCase):
             self.assertEqual(self.asked([0, 0]), 2)
 
 
-class RefusedTestCase(OAuthTestCase):
+class OAuthRefusedTestCase(OAuthTestCase):
     "A server that does not take the token"
 
     def test_once(self):
@@ -493,7 +493,7 @@ class FileTestCase(OAuthTestCase):
         self.assertFalse(self.endpoint.forms)
 
 
-class KeyTestCase(OAuthTestCase):
+class OAuthKeyTestCase(OAuthTestCase):
     "With the key of a service account"
 
     @classmethod
@@ -527,7 +527,7 @@ class KeyTestCase(OAuthTestCase):
         return f'file:{path}'
 
 
-class ServiceAccountTestCase(KeyTestCase):
+class ServiceAccountTestCase(OAuthKeyTestCase):
     "What is signed by the key of a service account"
 
     def test_google(self):
@@ -586,7 +586,7 @@ class ServiceAccountTestCase(KeyTestCase):
         self.healed()
 
 
-class SecretsTestCase(KeyTestCase):
+class SecretsTestCase(OAuthKeyTestCase):
     "Nothing secret in anything that is shown, printed or logged"
 
     def setUp(self):
@@ -815,7 +815,7 @@ class SharingTestCase(OAuthTestCase):
         self.assertTrue(oauth.access_token())
 
 
-class ProcessesTestCase(ProcessTestCase, OAuthTestCase):
+class OAuthProcessesTestCase(ProcessTestCase, OAuthTestCase):
     "Senders in processes of their own"
 
     def test_two(self):
@@ -882,7 +882,7 @@ class SaslTestCase(unittest.TestCase):
             self.assertEqual(smtp.alike(words), expected)
 
 
-del QueueTestCase, ProcessTestCase, OAuthTestCase, KeyTestCase
+del QueueTestCase, ProcessTestCase, OAuthTestCase, OAuthKeyTestCase
 
 
 if __name__ == '__main__':

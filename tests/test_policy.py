@@ -643,7 +643,7 @@ class Clock(SimpleNamespace):
         return self.now
 
 
-class ClockTestCase(unittest.TestCase):
+class PolicyClockTestCase(unittest.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -653,7 +653,7 @@ class ClockTestCase(unittest.TestCase):
         self.addCleanup(patcher.stop)
 
 
-class PaceTestCase(ClockTestCase):
+class PaceTestCase(PolicyClockTestCase):
     "Test how many rows are held"
 
     def test_start(self):
@@ -704,7 +704,7 @@ class PaceTestCase(ClockTestCase):
         self.assertLess(len(pace._finished), 200)
 
 
-class ThrottleTestCase(ClockTestCase):
+class ThrottleTestCase(PolicyClockTestCase):
     "Test whose turn is when"
 
     def test_no_limit(self):
@@ -733,7 +733,7 @@ class ThrottleTestCase(ClockTestCase):
             [throttle.turn() for _ in range(3)], [1100, 1101, 1102])
 
 
-class SlowedThrottleTestCase(ClockTestCase):
+class SlowedThrottleTestCase(PolicyClockTestCase):
     "Test a rate that the server makes slower"
 
     def take(self, throttle, count, seconds):
@@ -792,7 +792,7 @@ class SlowedThrottleTestCase(ClockTestCase):
         self.assertAlmostEqual(second - first, 1)
 
 
-class DeadlineTestCase(ClockTestCase):
+class DeadlineTestCase(PolicyClockTestCase):
     "Test the end of a run"
 
     def test_time(self):
@@ -810,4 +810,4 @@ class DeadlineTestCase(ClockTestCase):
         self.assertTrue(deadline.is_cut)
 
 
-del ClockTestCase
+del PolicyClockTestCase

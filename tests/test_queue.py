@@ -1040,7 +1040,7 @@ class ResourceTestCase(DeliveryTestCase):
         self.assertEqual(len(rows), 6)
 
 
-class RefusedTestCase(DeliveryTestCase):
+class QueueRefusedTestCase(DeliveryTestCase):
     "Test bad input is a clear error and leaves nothing"
 
     class Broken(Message):

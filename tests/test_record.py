@@ -30,7 +30,7 @@ from .partition import Wire
 from .postgresql import bin_directory
 from .processes import ProcessTestCase, Senders
 from .smtpd import Server
-from .tools import MESSAGE, QueueTestCase, configured
+from .tools import QueueTestCase, configured
 
 try:
     import psycopg
@@ -140,12 +140,6 @@ class InsistTestCase(unittest.TestCase):
 class RecordTestCase(ProcessTestCase):
     "Senders whose records something holds up"
 
-    def queue_many(self, count):
-        with self.transaction():
-            for i in range(count):
-                Pool().get('email.queue').queue_mail(
-                    'shop@example.com', f'r{i}@example.com', MESSAGE)
-
     @contextmanager
     def connection(self):
         "A transaction of somebody else, in this process"
@@ -176,7 +170,7 @@ class LockTableTestCase(RecordTestCase):
     server_options = {'delay': .01}
 
     def test_while(self):
-        self.queue_many(60)
+        self.queue_together(60)
         with Senders(self.database) as senders:
             pid, = senders.start()
             for mode, goal in [('SHARE', 10), ('ACCESS EXCLUSIVE', 30)]:
@@ -219,7 +213,7 @@ class LockRowsTestCase(RecordTestCase):
 
     def test_rows(self):
         count = 40
-        self.queue_many(count)
+        self.queue_together(count)
         with Senders(self.database) as senders:
             pid, = senders.start()
             self.server.wait_for(10)
@@ -239,7 +233,7 @@ class LockRowsTestCase(RecordTestCase):
 
     def test_for_ever(self):
         "Test that the run ends, and that nothing is lost"
-        self.queue_many(3)
+        self.queue_together(3)
         with patch.object(recorder, 'GIVE_UP_SECONDS', .3), \
                 patch.object(recorder, 'RETRY_SECONDS', .1), \
                 self.holding() as ids:
@@ -269,7 +263,7 @@ class LockRowsTestCase(RecordTestCase):
 
 
 @unittest.skipUnless(has_locks, "its triggers know no SQLSTATE")
-class ErrorTestCase(RecordTestCase):
+class RecordErrorTestCase(RecordTestCase):
     "The record ends in an error while the connection lives"
     server_options = {'delay': .01}
 
@@ -309,7 +303,7 @@ class ErrorTestCase(RecordTestCase):
         "disk full, read only, deadlock, a module's error"
         codes = ['53100', '25006', '40P01', 'P0001']
         count = 12 * len(codes) + 12
-        self.queue_many(count)
+        self.queue_together(count)
         with Senders(self.database) as senders:
             pid, = senders.start()
             for i, code in enumerate(codes):
@@ -323,7 +317,7 @@ class ErrorTestCase(RecordTestCase):
         self.assertEqual(set(self.rows('crashes')), {(0,)})
 
     def test_kill(self):
-        self.queue_many(60)
+        self.queue_together(60)
         with Senders(self.database) as senders:
             pid, = senders.start()
             self.server.wait_for(10)
@@ -336,7 +330,7 @@ class ErrorTestCase(RecordTestCase):
         self.assertLessEqual(self.assert_sent(60), TWICE)
 
     def give_up(self, code='53100', **options):
-        self.queue_many(5)
+        self.queue_together(5)
         with patch.object(recorder, 'GIVE_UP_SECONDS', .2), \
                 patch.object(recorder, 'RETRY_SECONDS', .1), \
                 configured(**options), \
@@ -381,7 +375,7 @@ class ErrorTestCase(RecordTestCase):
 
     def test_give_up_at_last(self):
         "Test that what cannot even be put back is there for the next run"
-        self.queue_many(5)
+        self.queue_together(5)
         self.trouble('53100')
         with patch.object(recorder, 'GIVE_UP_SECONDS', .2), \
                 patch.object(recorder, 'RETRY_SECONDS', .1), \
@@ -438,7 +432,7 @@ class FullDiskTestCase(RecordTestCase):
 
     def test_full(self):
         count = 120
-        self.queue_many(count)
+        self.queue_together(count)
         self.psql('ALTER TABLE email_queue SET TABLESPACE small')
         with Senders(self.database) as senders, \
                 self.connection() as cursor:
@@ -474,7 +468,7 @@ class PartitionTestCase(RecordTestCase):
 
     def cut(self, count=60):
         "Cut the wire while emails are sent, and return the sender"
-        self.queue_many(count)
+        self.queue_together(count)
         senders = self.enter_here(Senders(self.database, uri=self.uri))
         pid, = senders.start()
         self.server.wait_for(10)
@@ -513,10 +507,13 @@ class PartitionTestCase(RecordTestCase):
         self.assertEqual(set(self.rows('crashes')), {(0,)})
 
     def holders(self):
+        "Return who holds a slot of this database: others have their own"
         with self.connection() as cursor:
             cursor.execute(
                 "SELECT pid FROM pg_locks WHERE locktype = 'advisory' "
-                "AND granted AND objsubid = 2 AND classid = %s",
+                "AND granted AND objsubid = 2 AND classid = %s "
+                "AND database = (SELECT oid FROM pg_database "
+                "WHERE datname = current_database())",
                 [slot.LOCK_CLASS % 2 ** 32])
             return set(cursor.fetchall())
 
@@ -527,7 +524,7 @@ class PartitionTestCase(RecordTestCase):
 
 
 @unittest.skipUnless(has_locks, "it has no sessions")
-class SessionTestCase(QueueTestCase):
+class RecordSessionTestCase(QueueTestCase):
     "What others have set, or set meanwhile, for the sessions of a database"
     server_options = {'delay': .02}
 
@@ -566,7 +563,7 @@ class SessionTestCase(QueueTestCase):
 
     def run_for_long(self, call='send_all', **context):
         "A run that takes longer than the transaction of its caller may idle"
-        self.queue_many(12)
+        self.queue_together(12)
         with patch.object(run, 'BEAT_SECONDS', .1), \
                 self.transaction() as transaction, \
                 transaction.set_context(**context):
@@ -605,7 +602,7 @@ class InterruptTestCase(RecordTestCase):
             for i in range(6):
                 with self.subTest(i):
                     self.clear()
-                    self.queue_many(40)
+                    self.queue_together(40)
                     pid, = senders.start()
                     self.server.wait_for(4 + 3 * i)
                     os.kill(pid, signal.SIGINT)
@@ -616,6 +613,8 @@ class InterruptTestCase(RecordTestCase):
                     self.assertEqual(self.unrecorded(0), 0)
 
     def test_errors(self):
+        # The sender is in this process
+        self.database = DB_NAME
         errors = itertools.cycle([KeyboardInterrupt, SystemExit, MemoryError])
         for class_, methods in [
                 (sender.Sender, [
@@ -636,13 +635,13 @@ class InterruptTestCase(RecordTestCase):
             return result
 
         self.clear()
-        self.queue_many(10)
+        self.queue_together(10)
         original, raised = getattr(class_, name), []
         with patch.object(class_, name, method), \
                 self.assertRaises(error):
-            QueueTestCase.send_all(self)
+            self.send_all()
         self.assertTrue(raised)
-        sent = [s for s, in QueueTestCase.rows(self, 'state') if s == 'sent']
+        sent = [s for s, in self.rows('state') if s == 'sent']
         self.server.wait_until(lambda: not self.server.open_sessions)
         self.assertEqual(len(sent), len(self.server.received))
 

@@ -132,7 +132,7 @@ class Transport:
         self.called.append('drop')
 
 
-class ClientTestCase(QueueTestCase):
+class OtherClientTestCase(QueueTestCase):
     "Test another transport"
 
     def get_client(self, function):

@@ -400,7 +400,7 @@ class SendOneTestCase(QueueTestCase):
                 self.assertEqual(Pool().get('email.queue')(id_).state, 'sent')
 
 
-class TroubleTestCase(QueueTestCase):
+class SendTroubleTestCase(QueueTestCase):
     "Trouble with the server, through the scheduled job"
 
     def errors(self):

@@ -1066,7 +1066,7 @@ class DataTestCase(ServerTestCase):
                     received.mail_options, (f'SIZE={len(data)}',))
 
 
-class OpeningTestCase(ServerTestCase):
+class SessionOpeningTestCase(ServerTestCase):
     "Test how sessions begin and how long they take"
 
     def test_given_server(self):

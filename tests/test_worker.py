@@ -136,7 +136,7 @@ class PushTestCase(WorkerTestCase):
 
 
 @unittest.skipIf(backend.name == 'sqlite', "it has no workers")
-class ProcessesTestCase(WorkerTestCase):
+class WorkerProcessesTestCase(WorkerTestCase):
     "With real workers"
 
     def setUp(self):

@@ -41,6 +41,7 @@ class QueueTestCase(unittest.TestCase):
     The class has a server whose answers are in the addresses.
     """
     modules = ['email_queue']
+    database = DB_NAME
     server_options = {}
 
     @classmethod
@@ -112,12 +113,14 @@ class QueueTestCase(unittest.TestCase):
                     **keywords)
 
     def rows(self, *names):
-        "Return the values of all rows as they are committed now"
-        with self.transaction(readonly=True) as transaction:
+        "Return these values, or all, of all rows as they are committed now"
+        with Transaction().start(
+                self.database, 0, readonly=True) as transaction:
             cursor = transaction.connection.cursor()
             cursor.execute(
-                f"SELECT {', '.join(names)} FROM email_queue ORDER BY id")
-            return cursor.fetchall()
+                f"SELECT {', '.join(names) or '*'} FROM email_queue "
+                "ORDER BY id")
+            return [tuple(map(_plain, row)) for row in cursor]
 
     def states(self):
         "Return how many emails are in each state"
@@ -159,3 +162,7 @@ class QueueTestCase(unittest.TestCase):
         finally:
             with self.transaction():
                 Cron.write(Cron.browse(others), {'active': True})
+
+
+def _plain(value):
+    return bytes(value) if isinstance(value, memoryview) else value
