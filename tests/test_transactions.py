@@ -110,8 +110,7 @@ class SavepointFilesTestCase(FilestoreTestCase):
 
     def test_full_captured(self):
         "Test no business transaction fails as the filestore is full"
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
         with self.full(10), self.transaction():
             send_message_transactional(message())
         self.assertEqual(self.states(), {'outbox': 1})
@@ -238,8 +237,7 @@ class OwnServerTestCase(QueueTestCase):
     "Test a data manager with a server of its own keeps it"
 
     def test_own_server(self):
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
         for own in [False, True]:
             with self.subTest(own=own):
                 self.clear()

@@ -62,8 +62,7 @@ class PushTestCase(WorkerTestCase):
         self.assertEqual(len(self.tasks()), 1)
 
     def test_one_task_for_all_ways_to_queue(self):
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
         with configured('queue', worker=True):
             with self.transaction():
                 self.queue_three()
