@@ -23,8 +23,8 @@ from trytond.transaction import Transaction
 from trytond.url import HOSTNAME
 
 from . import (
-    again, behalf, bulk, files, identity, incomplete, known, notices,
-    notification, oauth, original, preview, reasons, replies, sender, settings,
+    again, behalf, bulk, files, handover, identity, incomplete, known, notices,
+    notification, oauth, original, preview, reasons, replies, run, settings,
     shown)
 from .access import check_writable
 from .address import (
@@ -37,7 +37,8 @@ from .reasons import REASONS
 from .recipients import remaining
 from .retention import Retention
 from .shown import Titled, Told, in_whole_seconds
-from .store import CRASHES_ALONE, database_time, forget, utc_now
+from .store import CRASHES_ALONE
+from .tools import database_time, forget, utc_now
 from .words import printable, with_domains
 
 logger = logging.getLogger(__name__)
@@ -947,7 +948,7 @@ class EmailQueue(
             trouble or the database looks like a copy. The emails stay in the
             queue.
         """
-        sender.run(cls)
+        run.run(cls)
 
     @classmethod
     def send_queued(cls, emails):
@@ -958,7 +959,7 @@ class EmailQueue(
         for all.
         """
         try:
-            if not sender.in_trouble():
+            if not run.in_trouble():
                 with Transaction().set_context(email_queue_task=True):
                     cls.send_all()
         except EmailQueueError as error:
@@ -972,7 +973,7 @@ class EmailQueue(
         :raises EmailQueueError: the email could not be claimed or was not
             accepted by the server. What became of it is recorded before.
         """
-        sender.send(self, smtp_server)
+        run.send(self, smtp_server)
 
     @classmethod
     def verdict(cls, step, reply):
@@ -992,7 +993,7 @@ class EmailQueue(
             ``smtp.Mail`` and returns a ``smtp.Outcome``, ``close()`` ends the
             session, ``drop()`` ends it at once.
         """
-        return sender.client_of(cls, settings, server)
+        return handover.client_of(cls, settings, server)
 
     @classmethod
     def access_token(cls, server=None, refused=None):

@@ -13,7 +13,7 @@ from trytond.tools import escape_wildcard
 from trytond.transaction import Transaction, without_check_access
 
 from .reasons import REASONS
-from .store import forget, moment
+from .tools import forget, moment
 
 TEXTS = ['recipients', 'words']
 
