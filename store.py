@@ -200,10 +200,9 @@ class Store:
                 return
             self._tell((id_, Event('put_back')) for id_ in ids)
             is_one = fields.SQL_OPERATORS['in'](t.id, ids)
-            ended = self.execute(
-                t.select(t.id, where=is_one & failed)).fetchall()
+            ended = self._ids(t.select(t.id, where=is_one & failed))
             self._tell(
-                (id_, Event('gave_up', reason='died')) for id_, in ended)
+                (id_, Event('gave_up', reason='died')) for id_ in ended)
             self.execute(t.update(
                     [t.state, t.crashes, t.scheduled_at, t.reason, t.error,
                         t.write_date],
