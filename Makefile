@@ -7,8 +7,8 @@ export PYTEST
 PYTHON = .venv/bin/python
 PACKAGING = setup.py pyproject.toml tryton.cfg .ci/venv
 
-.PHONY: help test coverage test-web browser screenshots locale demo bench
-.PHONY: package clean
+.PHONY: help test coverage test-web test-desktop browser screenshots locale
+.PHONY: demo bench package clean
 # Both environments write the module's egg-info
 .NOTPARALLEL:
 
@@ -18,8 +18,10 @@ help:
 	@echo "              PYTEST='-k priority -x' gives options to pytest"
 	@echo "make coverage run them traced, and show what none of them reaches"
 	@echo "make test-web drive the web client of Tryton in a browser"
+	@echo "make test-desktop"
+	@echo "              drive the desktop client, on a display of its own"
 	@echo "make screenshots"
-	@echo "              make the pictures of the documentation by it"
+	@echo "              make the pictures of the documentation by both"
 	@echo "make locale   update the translations from the code"
 	@echo "make demo     see emails go through the queue to an SMTP server"
 	@echo "make bench    measure"
@@ -37,8 +39,13 @@ coverage: .venv/stamp
 test-web: .venv-8.0/stamp .cache/sao/stamp browser
 	@.venv-8.0/bin/pytest -o cache_dir=.cache/pytest/web tests_web $$PYTEST
 
+test-desktop: .venv/stamp .cache/desktop/stamp
+	@.venv/bin/pytest -o cache_dir=.cache/pytest/desktop tests_desktop $$PYTEST
+
 screenshots: .venv-8.0/stamp .cache/sao/stamp browser
-	@.venv-8.0/bin/python doc/screenshots.py
+screenshots: .venv/stamp .cache/desktop/stamp
+	@.venv-8.0/bin/python doc/screenshots.py web
+	@.venv/bin/python doc/screenshots.py desktop
 
 browser:
 	@command -v chromedriver > /dev/null || \
@@ -64,6 +71,9 @@ package: .venv/stamp
 
 .cache/sao/stamp: .ci/web
 	@.ci/web .cache/sao
+
+.cache/desktop/stamp: .ci/desktop
+	@.ci/desktop .cache/desktop
 
 clean:
 	rm -rf .venv .venv-8.0 .cache .coverage .coverage.* .hypothesis .tox

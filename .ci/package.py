@@ -24,7 +24,7 @@ SOURCE_FILES = MODULE_FILES + [
     'CHANGELOG', 'COPYRIGHT', 'LICENSE', 'MANIFEST.in', 'Makefile',
     'README.rst', 'pyproject.toml', 'tox.ini', '.ci/*', 'benchmarks/*',
     'bin/*', 'demo/*.py', 'doc/*.py', 'doc/*.rst', 'doc/usage/*.rst',
-    'doc/images/*.png', 'tests_web/*.py']
+    'doc/images/*.png', 'tests_web/*.py', 'tests_desktop/*.py']
 
 
 def find(patterns):
