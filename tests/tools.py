@@ -13,7 +13,7 @@ from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME, activate_module
 from trytond.transaction import Transaction
 
-from .. import sender
+from .. import run
 from .smtpd import Server
 
 MESSAGE = b'Subject: Test\r\n\r\nHello\r\n'
@@ -81,7 +81,7 @@ class QueueTestCase(unittest.TestCase):
 
     def clear(self):
         # What this process has met before
-        sender._troubled_at.clear()
+        run._troubled_at.clear()
         with self.transaction():
             cursor = Transaction().connection.cursor()
             for table in [
@@ -156,7 +156,8 @@ class QueueTestCase(unittest.TestCase):
             t = Table('ir_cron')
             is_it = t.method == 'email.queue|send_all'
             cursor = transaction.connection.cursor()
-            for at, where in [(dt.datetime(2999, 1, 1), ~is_it), (None, is_it)]:
+            later = dt.datetime(2999, 1, 1)
+            for at, where in [(later, ~is_it), (None, is_it)]:
                 cursor.execute(*t.update([t.next_call], [at], where=where))
         Pool(DB_NAME).get('ir.cron').run(DB_NAME)
 
