@@ -9,13 +9,13 @@ from itertools import groupby
 
 from trytond import backend
 from trytond.i18n import gettext
-from trytond.model import fields
+from trytond.model import Workflow, fields
 from trytond.transaction import Transaction, without_check_access
 
 from .access import check_writable
 from .address import ArgumentError
 from .exceptions import EmailQueueError
-from .store import database_time, forget
+from .tools import database_time, forget
 
 __all__ = ['Bulk', 'batches', 'checked_key']
 
@@ -151,7 +151,8 @@ class Bulk:
     def copy(cls, emails, default=None):
         default = {} if default is None else default.copy()
         default.setdefault('key')
-        return super().copy(emails, default=default)
+        # Not that of Workflow, by which the copy of a sent email would be sent
+        return super(Workflow, cls).copy(emails, default=default)
 
     @classmethod
     def _create_captured(cls, items):

@@ -19,7 +19,7 @@ from trytond.transaction import Transaction
 
 from .access import looks_after_queue
 from .replies import statuses
-from .store import database_time, moment
+from .tools import database_time, moment
 
 __all__ = ['Addresses', 'DeadAddress', 'GONE', 'gone']
 logger = logging.getLogger(__name__)

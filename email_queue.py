@@ -5,6 +5,7 @@ import datetime as dt
 import functools
 import logging
 from contextlib import contextmanager
+from itertools import groupby
 
 from sql import Column, Literal, Null
 from sql.conditionals import Case, Coalesce
@@ -12,17 +13,18 @@ from sql.conditionals import Case, Coalesce
 import trytond.config as config
 from trytond import backend
 from trytond.i18n import gettext
-from trytond.model import Index, ModelSQL, ModelStorage, ModelView, fields
+from trytond.model import (
+    Index, ModelSQL, ModelStorage, ModelView, Workflow, fields)
 from trytond.model.exceptions import AccessError
 from trytond.pool import Pool
 from trytond.pyson import Bool, Eval, If
 from trytond.tools import grouped_slice, slugify
-from trytond.transaction import Transaction, without_check_access
+from trytond.transaction import Transaction
 from trytond.url import HOSTNAME
 
 from . import (
-    again, behalf, bulk, files, identity, incomplete, known, notices,
-    notification, oauth, original, preview, replies, sender, settings)
+    again, behalf, bulk, files, handover, identity, incomplete, known, notices,
+    notification, oauth, original, preview, replies, run, settings)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -34,7 +36,8 @@ from .parts import part_ids
 from .recipients import remaining, split_addresses
 from .retention import Retention
 from .shown import Titled, in_whole_seconds
-from .store import CRASHES_ALONE, database_time, forget, utc_now
+from .store import CRASHES_ALONE
+from .tools import database_time, forget, utc_now
 from .words import printable, with_domains
 
 logger = logging.getLogger(__name__)
@@ -59,9 +62,28 @@ ARRIVED = 'may have arrived'
 ID_LENGTH = 18
 
 
+def transition(state):
+    """Return a decorator as ``Workflow.transition``, safe from senders.
+
+    Where the state of an email has no such transition, or a sender has claimed
+    it in the meantime, nothing is changed and an error says so.
+    """
+    def decorator(func):
+        func = Workflow.transition(state)(func)
+
+        @functools.wraps(func)
+        def wrapper(cls, emails, *args, **kwargs):
+            cls._hold(emails, {
+                    before for before, after in cls._transitions
+                    if after == state})
+            return func(cls, emails, *args, **kwargs)
+        return wrapper
+    return decorator
+
+
 class EmailQueue(
-        again.Again, bulk.Bulk, notices.Notices, Retention, Titled, ModelSQL,
-        ModelView):
+        again.Again, bulk.Bulk, notices.Notices, Retention, Titled, Workflow,
+        ModelSQL, ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -387,6 +409,13 @@ class EmailQueue(
                 Index(t, (t.sent_at, Index.Range()), where=t.state == 'sent'),
                 })
 
+        # Those that people make: the others are the senders'
+        cls._transitions |= {
+            ('failed', 'outbox'),
+            ('cancelled', 'outbox'),
+            ('outbox', 'cancelled'),
+            ('failed', 'cancelled'),
+            }
         cls._buttons.update(
             send_now={
                 'invisible': Eval('state') != 'outbox',
@@ -944,7 +973,7 @@ class EmailQueue(
             trouble or the database looks like a copy. The emails stay in the
             queue.
         """
-        sender.run(cls)
+        run.run(cls)
 
     @classmethod
     def send_queued(cls, emails):
@@ -955,7 +984,7 @@ class EmailQueue(
         for all.
         """
         try:
-            if not sender.in_trouble():
+            if not run.in_trouble():
                 with Transaction().set_context(email_queue_task=True):
                     cls.send_all()
         except EmailQueueError as error:
@@ -969,7 +998,7 @@ class EmailQueue(
         :raises EmailQueueError: the email could not be claimed or was not
             accepted by the server. What became of it is recorded before.
         """
-        sender.send(self, smtp_server)
+        run.send(self, smtp_server)
 
     @classmethod
     def verdict(cls, step, reply):
@@ -989,7 +1018,7 @@ class EmailQueue(
             ``smtp.Mail`` and returns a ``smtp.Outcome``, ``close()`` ends the
             session, ``drop()`` ends it at once.
         """
-        return sender.client_of(cls, settings, server)
+        return handover.client_of(cls, settings, server)
 
     @classmethod
     def access_token(cls, server=None, refused=None):
@@ -1035,17 +1064,21 @@ class EmailQueue(
     @classmethod
     @ModelView.button
     def send_now(cls, emails):
+        cls._hold(emails, {'outbox'})
         cls._warn_many(emails)
-        cls._move(emails, {'outbox'}, {
-                # Until the next attempt only: see policy.after
-                'own_priority': lambda t: Coalesce(t.own_priority, t.priority),
-                'priority': PRIORITIES['urgent'],
-                'scheduled_at': utc_now(),
-                })
+        # Until the next attempt only: see policy.after
+        for own_priority, group in groupby(
+                emails, lambda e: e.own_priority or e.priority):
+            cls.write(list(group), {
+                    'own_priority': own_priority,
+                    'priority': PRIORITIES['urgent'],
+                    'scheduled_at': utc_now(),
+                    })
         cls._push(emails)
 
     @classmethod
     @ModelView.button
+    @transition('outbox')
     def retry(cls, emails):
         cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
@@ -1053,7 +1086,6 @@ class EmailQueue(
         expired = [e for e in emails if e.expires_at and e.expires_at <= now]
         cls._warn_expired(expired)
         values = {
-            'state': 'outbox',
             'attempts': 0,
             'crashes': 0,
             'first_attempt': None,
@@ -1070,16 +1102,15 @@ class EmailQueue(
         # What a person has stopped goes on as it was meant to
         resumed = [
             e for e in emails if e.state == 'cancelled' and e not in expired]
-        cls._move(resumed, {'cancelled'}, values, 'retried')
-        cls._move(
-            [e for e in emails if e not in resumed], {'failed', 'cancelled'}, {
+        restarted = [e for e in emails if e not in resumed]
+        cls.write(resumed, values, restarted, {
                 **values,
                 'scheduled_at': utc_now(),
                 'expires_at': None,
-                }, 'retried')
-        with without_check_access():
-            for email, values in cls._on_behalf(emails):
-                cls.write([email], values)
+                })
+        for email, values in cls._on_behalf(emails):
+            cls.write([email], values)
+        cls._tell('retried', emails)
         cls._push(emails)
 
     @classmethod
@@ -1140,9 +1171,9 @@ class EmailQueue(
 
     @classmethod
     @ModelView.button
+    @transition('cancelled')
     def cancel(cls, emails):
-        cls._move(
-            emails, {'outbox', 'failed'}, {'state': 'cancelled'}, 'cancelled')
+        cls._tell('cancelled', emails)
 
     @classmethod
     @ModelView.button
@@ -1159,36 +1190,47 @@ class EmailQueue(
         pass
 
     @classmethod
-    def _move(cls, emails, states, values, kind=None):
-        """Write ``values`` where the state is still in ``states``.
+    def _hold(cls, emails, states):
+        """Let no sender claim ``emails`` before the transaction ends.
 
-        By SQL as a sender may claim the same row at the same moment.
+        On PostgreSQL the update locks the rows. On SQLite, where a write of
+        the ORM would change what a sender has claimed, it lets nobody else
+        write.
 
-        :param values: each can be a function of the table.
-        :param kind: of the event that is told in the history.
+        :param states: the states that they may be in.
+        :raises EmailQueueError: one is in another.
         """
         check_writable()
         transaction = Transaction()
         cursor = transaction.connection.cursor()
         t = cls.__table__()
-        values = {
-            **{n: v(t) if callable(v) else v for n, v in values.items()},
-            'write_date': utc_now(),
-            'write_uid': transaction.user,
-            }
-        for email in emails:
-            cursor.execute(*t.update(
-                    [Column(t, name) for name in values],
-                    list(values.values()),
-                    where=(t.id == email.id) & t.state.in_(list(states))))
-            if not cursor.rowcount:
+        for sub_emails in grouped_slice(emails, IDS_LENGTH):
+            sub_emails = list(sub_emails)
+            where = (
+                fields.SQL_OPERATORS['in'](t.id, list(map(int, sub_emails)))
+                & t.state.in_(list(states)))
+            cursor.execute(*t.update([t.state], [t.state], where=where))
+            if cursor.rowcount != len(sub_emails):
+                cursor.execute(*t.select(t.id, where=where))
+                held = {id_ for id_, in cursor}
+                changed = next(e for e in sub_emails if e.id not in held)
                 raise EmailQueueError(gettext(
-                        'email_queue.msg_changed', email=email.rec_name))
-        if kind and emails:
-            ids = [e.id for e in emails]
+                        'email_queue.msg_changed', email=changed.rec_name))
+        # Let nothing be decided by what was read before
+        forget(transaction)
+        transaction.counter += 1
+        if transaction.timestamp:
+            # Nor by when the client has read them
+            for email in emails:
+                transaction.timestamp.pop(str(email), None)
+
+    @classmethod
+    def _tell(cls, kind, emails):
+        "Tell in the history of emails what the user does with them"
+        ids = list(map(int, emails))
+        if ids:
             cls.events.get_target().tell(
                 kind, lambda t: fields.SQL_OPERATORS['in'](t.id, ids))
-        forget(transaction)
 
 
 def _warn(Class, name, emails, message, **values):

@@ -12,7 +12,7 @@ from trytond.pool import Pool
 from trytond.tools import escape_wildcard
 from trytond.transaction import Transaction, without_check_access
 
-from .store import forget, moment
+from .tools import forget, moment
 
 TEXTS = ['recipients', 'words']
 

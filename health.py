@@ -14,7 +14,8 @@ from . import identity, incomplete, notification, original
 from .access import GROUP
 from .program import opened
 from .settings import Settings
-from .store import database_time, queues, utc_now
+from .store import queues
+from .tools import database_time, utc_now
 
 __all__ = ['Numbers', 'monitor']
 

@@ -23,7 +23,7 @@ from .exceptions import BusyError
 from .history import about
 from .program import opened
 from .recipients import account, join_lines, split_addresses, split_lines, told
-from .store import forget, utc_now
+from .tools import forget, utc_now
 
 __all__ = ['Notices', 'Received', 'receive']
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from . import notification
 from .address import ArgumentError, envelope_from, envelope_to
 from .incomplete import UNKNOWN, Octets
 from .mime import describe, prepare
-from .store import database_time
+from .tools import database_time
 from .words import printable
 
 __all__ = ['Held', 'convert', 'recipients_of', 'tell', 'values_of']

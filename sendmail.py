@@ -75,7 +75,7 @@ def queue_now():
     "Queue what the current transaction would queue at its commit"
     transaction = Transaction()
     managers = [QueueDataManager]
-    if SMTPDataManager.commit is _commit:
+    if _is_captured(SMTPDataManager):
         managers.append(SMTPDataManager)
     for Manager in managers:
         for strict in [False, True]:
@@ -88,22 +88,33 @@ def capture():
     The one place that changes trytond: its modules import the class by name,
     so that only a change of the class itself reaches them all.
 
+    :return: a function that undoes it.
     :raises RuntimeError: trytond is not as this relies on.
     """
-    _check(SMTPDataManager)
-    if SMTPDataManager.commit is not _commit:
-        global _core_commit, _core_tpc_vote
-        _core_commit = SMTPDataManager.commit
-        _core_tpc_vote = SMTPDataManager.tpc_vote
-        SMTPDataManager.commit = _commit
-        SMTPDataManager.tpc_vote = _tpc_vote
+    Manager = SMTPDataManager
+    _check(Manager)
+    core_commit, core_tpc_vote = Manager.commit, Manager.tpc_vote
+
+    def commit(self, transaction):
+        if EmailQueue := _captured(self, transaction):
+            _queue(self, EmailQueue)
+        core_commit(self, transaction)
+
+    def tpc_vote(self, transaction):
+        # What a trigger on the queue itself sends is left in it
+        if self.queue or not _captured(self, transaction):
+            core_tpc_vote(self, transaction)
+
+    def release():
+        Manager.commit, Manager.tpc_vote = core_commit, core_tpc_vote
+
+    if not _is_captured(Manager):
+        Manager.commit, Manager.tpc_vote = commit, tpc_vote
+    return release
 
 
-def release():
-    "Undo :func:`capture`"
-    if SMTPDataManager.commit is _commit:
-        SMTPDataManager.commit = _core_commit
-        SMTPDataManager.tpc_vote = _core_tpc_vote
+def _is_captured(Manager):
+    return Manager.commit.__module__ == __name__
 
 
 def _check(Manager):
@@ -123,18 +134,6 @@ def _check(Manager):
         raise RuntimeError(
             "[email_queue] capture does not know this version of "
             "trytond.sendmail.SMTPDataManager")
-
-
-def _commit(self, transaction):
-    if EmailQueue := _captured(self, transaction):
-        _queue(self, EmailQueue)
-    _core_commit(self, transaction)
-
-
-def _tpc_vote(self, transaction):
-    # What a trigger on the queue itself sends is left in it
-    if self.queue or not _captured(self, transaction):
-        _core_tpc_vote(self, transaction)
 
 
 def _captured(manager, transaction):

@@ -10,6 +10,7 @@ MODULE = 'email_queue'
 PACKAGE = f'trytond.modules.{MODULE}'
 DIRECTORY = Path(__file__).resolve().parent
 OAUTH = ['Authlib >= 1.9, < 2', 'joserfc']
+POSTGRESQL = ['trytond[postgresql] >= 8.0, < 8.3']
 
 
 def names(value):
@@ -45,7 +46,14 @@ setup(
     long_description=(DIRECTORY / 'README.rst').read_text('utf-8'),
     long_description_content_type='text/x-rst',
     author="The email_queue developers",
-    license='GPL-3.0-or-later',
+    # As of the commits
+    author_email='maintainers@users.noreply.r-seed-b365acb7.example',
+    project_urls={
+        'homepage': f'https://pypi.org/project/trytond_{MODULE}/',
+        'forum': 'https://www.tryton.org/forum',
+        'Tryton': 'https://www.tryton.org/',
+        },
+    license_expression='GPL-3.0-or-later',
     license_files=['LICENSE', 'COPYRIGHT'],
     keywords="tryton email queue outbox smtp",
     classifiers=[
@@ -56,6 +64,11 @@ setup(
         'Intended Audience :: System Administrators',
         'Operating System :: OS Independent',
         'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3 :: Only',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Communications :: Email :: Mail Transport Agents',
         'Topic :: Office/Business',
         ],
@@ -84,8 +97,10 @@ setup(
             ],
         # Logins by the key of a service account
         'oauth': OAUTH,
+        'postgresql': POSTGRESQL,
         'test': [
             *OAUTH,
+            *POSTGRESQL,
             'aiosmtpd',
             'build',
             'coverage >= 7.10',
@@ -95,7 +110,7 @@ setup(
             'proteus >= 8.0, < 8.3',
             'psycopg[binary]',
             'pytest',
-            'trytond[postgresql]',
+            'twine',
             ],
         'web': [
             'selenium',

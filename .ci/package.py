@@ -22,7 +22,7 @@ MODULE_FILES = [
     'tests/notices/*.eml']
 SOURCE_FILES = MODULE_FILES + [
     'CHANGELOG', 'COPYRIGHT', 'LICENSE', 'MANIFEST.in', 'Makefile',
-    'README.rst', 'pyproject.toml', 'tox.ini', '.ci/*', 'benchmarks/*',
+    'README.rst', 'pyproject.toml', 'setup.cfg', '.ci/*', 'benchmarks/*',
     'bin/*', 'demo/*.py', 'doc/*.py', 'doc/*.rst', 'doc/usage/*.rst',
     'doc/images/*.png', 'tests_web/*.py', 'tests_desktop/*.py']
 
@@ -77,6 +77,13 @@ def check_names(path, names, expected):
     print(f"{path.name}: all {len(expected)} files are in it")
 
 
+def check_metadata(*paths):
+    "Check the metadata, and that a package index can render the README"
+    subprocess.run(
+        [sys.executable, '-m', 'twine', 'check', '--strict', *paths],
+        check=True)
+
+
 def check_installed(wheel):
     "Check that trytond finds what a clean environment has from the wheel"
     with tempfile.TemporaryDirectory() as directory:
@@ -117,6 +124,7 @@ def main():
     sdist, wheel = build()
     check_sdist(sdist)
     check_wheel(wheel)
+    check_metadata(sdist, wheel)
     check_installed(wheel)
 
 

@@ -388,7 +388,7 @@ class ButtonTestCase(RPCTestCase):
         "Test a sender wins that claims in the moment of the press"
         id_ = self.queue()
         EmailQueue = Pool(DB_NAME).get('email.queue')
-        move = EmailQueue._move
+        hold = EmailQueue._hold
 
         def claimed(*args):
             claim = threading.Thread(
@@ -396,9 +396,9 @@ class ButtonTestCase(RPCTestCase):
             claim.start()
             claim.join()
             patcher.stop()
-            return move(*args)
+            return hold(*args)
 
-        patcher = patch.object(EmailQueue, '_move', claimed)
+        patcher = patch.object(EmailQueue, '_hold', claimed)
         patcher.start()
         with self.assertRaises(RPCError) as cm:
             self.postmaster.queue('cancel', [id_])
@@ -420,7 +420,11 @@ class ButtonTestCase(RPCTestCase):
             [(l['user'], l['event'], l['target'], l['action']) for l in logs],
             [
                 (self.postmaster.id, 'button', 'cancel', "Cancel"),
+                (self.postmaster.id, 'transition', 'state:cancelled',
+                    "State : Cancelled"),
                 (self.postmaster.id, 'button', 'retry', "Retry"),
+                (self.postmaster.id, 'transition', 'state:outbox',
+                    "State : Outbox"),
                 ])
 
 

@@ -294,8 +294,7 @@ class BehalfServersTestCase(QueueTestCase):
         self.enter_here(configured(
                 uri_b=self.company_b.uri, for_b='@company-b.example',
                 from_b=COMPANY_B, from_='tryton@example.com'))
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
 
     def deny(self, address):
         def script(session, step):

@@ -16,7 +16,7 @@ from trytond import backend
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
-from .. import store
+from .. import slot
 from .drain import KILLER
 from .postgresql import PostgreSQL, bin_directory
 from .processes import ProcessTestCase, Senders
@@ -177,7 +177,7 @@ class LockedTestCase(ProcessTestCase):
             pool.init()
         self.addCleanup(Pool.stop, self.database)
         with Transaction().start(self.database, 0) as transaction, \
-                patch.object(store, 'BUSY_SECONDS', .2):
+                patch.object(slot, 'BUSY_SECONDS', .2):
             transaction.connection.cursor().execute(
                 "UPDATE res_user SET name = name")
             with self.assertRaises(backend.DatabaseOperationalError):

@@ -183,8 +183,7 @@ class DocumentTestCase(RPCTestCase):
 
     def test_captured(self):
         "Test an email that a user sends shows its delivery"
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
         with self.transaction(self.clerk.id):
             email = Pool().get('ir.email').send(
                 to='rcpt-550@example.com', subject="Order", body="Hello",

@@ -177,7 +177,7 @@ class HistorySendTestCase(HistoryTestCase):
         self.queue_many(30)
         self.queue(sensitive=True)
         self.queue(sensitive=True)
-        with patch.object(sender, '_deliver', deliver):
+        with patch.object(sender, 'hand_over', deliver):
             self.send_all()
         self.assertEqual(dict(self.rows('id', 'queue_id')), words)
 
@@ -279,7 +279,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
                     store, '_record_each', side_effect=store.Error):
                 with self.assertRaises(store.Error):
                     store.record(rows)
-            self.assertFalse(store.is_lost)
+            self.assertFalse(store.slot.is_lost)
             self.assertEqual(self.history(id_), [])
             store.record(rows)
         self.assertEqual(len(self.history(id_)), 1)

@@ -58,8 +58,7 @@ class ModulesTestCase(QueueTestCase):
     def setUp(self):
         super().setUp()
         if not config.getboolean('email_queue', 'capture'):
-            sendmail.capture()
-            self.addCleanup(sendmail.release)
+            self.addCleanup(sendmail.capture())
         self.addCleanup(self.server.start)
         self.addCleanup(self.server.stop)
         self.server.stop()

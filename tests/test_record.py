@@ -24,7 +24,7 @@ from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import recorder, sender, smtp, store
+from .. import recorder, run, sender, slot, smtp, store
 from ..exceptions import EmailQueueError
 from .partition import Wire
 from .postgresql import bin_directory
@@ -256,9 +256,9 @@ class LockRowsTestCase(RecordTestCase):
                         'FOR UPDATE')
             return deliver(client, row, redirect)
 
-        ids, lock, deliver = [], threading.Lock(), sender._deliver
+        ids, lock, deliver = [], threading.Lock(), sender.hand_over
         with self.connection() as cursor, \
-                patch.object(sender, '_deliver', deliver_locked):
+                patch.object(sender, 'hand_over', deliver_locked):
             yield ids
 
 
@@ -514,7 +514,7 @@ class PartitionTestCase(RecordTestCase):
                 "AND granted AND objsubid = 2 AND classid = %s "
                 "AND database = (SELECT oid FROM pg_database "
                 "WHERE datname = current_database())",
-                [store.LOCK_CLASS % 2 ** 32])
+                [slot.LOCK_CLASS % 2 ** 32])
             return set(cursor.fetchall())
 
     def backends(self):
@@ -529,23 +529,23 @@ class RecordSessionTestCase(QueueTestCase):
     server_options = {'delay': .02}
 
     def test_settings(self):
-        names = {n for n in store.SESSION if 'tcp' not in n}
+        names = {n for n in slot.SESSION if 'tcp' not in n}
         with Transaction().start(DB_NAME, 0, timeout=7) as transaction:
             before = self.settings(transaction, names)
         with Transaction().start(DB_NAME, 0):
             Model = Pool().get('email.queue')
-            with sender._opened(Model) as opened:
-                inside = self.settings(opened, names)
-                opened.take([1])
-                connection = opened.connection
+            with run._opened(Model) as opened:
+                inside = self.settings(opened.slot, names)
+                opened.slot.take([1])
+                connection = opened.slot.connection
             self.assertEqual(
                 {inside[n] for n in inside if 'idle' in n}, {'0'})
             self.assertEqual(inside['statement_timeout'], '1min')
             self.assertEqual(inside['lock_timeout'], '30s')
             self.assertEqual(
                 inside['default_transaction_isolation'], 'read committed')
-            opened.connection = connection
-            after = self.settings(opened, names)
+            opened.slot.connection = connection
+            after = self.settings(opened.slot, names)
             self.assertFalse(connection.execute(
                     "SELECT 1 FROM pg_locks "
                     "WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
@@ -564,7 +564,7 @@ class RecordSessionTestCase(QueueTestCase):
     def run_for_long(self, call='send_all', **context):
         "A run that takes longer than the transaction of its caller may idle"
         self.queue_together(12)
-        with patch.object(sender, 'BEAT_SECONDS', .1), \
+        with patch.object(run, 'BEAT_SECONDS', .1), \
                 self.transaction() as transaction, \
                 transaction.set_context(**context):
             cursor = transaction.connection.cursor()

@@ -101,8 +101,7 @@ class CaptureTestCase(QueueTestCase):
 
     def setUp(self):
         super().setUp()
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
         self.sessions = self.server.sessions
 
     def test_commit(self):

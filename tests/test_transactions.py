@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from trytond import backend
 from trytond.filestore import FileStore
-from trytond.modules.email_queue import sender, sendmail
+from trytond.modules.email_queue import run, sendmail
 from trytond.pool import Pool
 from trytond.sendmail import (
     SMTPDataManager, get_smtp_server, send_message_transactional)
@@ -110,8 +110,7 @@ class SavepointFilesTestCase(FilestoreTestCase):
 
     def test_full_captured(self):
         "Test no business transaction fails as the filestore is full"
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
         with self.full(10), self.transaction():
             send_message_transactional(message())
         self.assertEqual(self.states(), {'outbox': 1})
@@ -238,8 +237,7 @@ class OwnServerTestCase(QueueTestCase):
     "Test a data manager with a server of its own keeps it"
 
     def test_own_server(self):
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
         for own in [False, True]:
             with self.subTest(own=own):
                 self.clear()
@@ -257,7 +255,7 @@ class ByHandTestCase(QueueTestCase):
 
     def test_ends_early(self):
         seconds = .5
-        with patch.object(sender, 'BY_HAND_SECONDS', seconds), \
+        with patch.object(run, 'BY_HAND_SECONDS', seconds), \
                 configured(rate=60):
             for i in range(30):
                 self.queue(f'r{i}@example.com')

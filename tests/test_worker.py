@@ -21,9 +21,11 @@ from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
 from .. import sendmail
-from ..store import Store
+from ..slot import LockSlot, TouchedSlot
 from .test_sendmail import message
 from .tools import MESSAGE, QueueTestCase, configured
+
+Slot = TouchedSlot if backend.name == 'sqlite' else LockSlot
 
 
 class WorkerTestCase(QueueTestCase):
@@ -60,8 +62,7 @@ class PushTestCase(WorkerTestCase):
         self.assertEqual(len(self.tasks()), 1)
 
     def test_one_task_for_all_ways_to_queue(self):
-        sendmail.capture()
-        self.addCleanup(sendmail.release)
+        self.addCleanup(sendmail.capture())
         with configured('queue', worker=True):
             with self.transaction():
                 self.queue_three()
@@ -105,7 +106,7 @@ class PushTestCase(WorkerTestCase):
 
     def test_task_without_a_slot(self):
         self.queue()
-        with patch.object(Store, 'take', return_value=False):
+        with patch.object(Slot, 'take', return_value=False):
             with self.transaction():
                 Pool().get('email.queue').send_queued([])
         self.send_all()
@@ -116,7 +117,7 @@ class PushTestCase(WorkerTestCase):
     @unittest.skipIf(
         DB_NAME == ':memory:', "all transactions share one connection")
     def test_email_committed_while_the_sender_ends(self):
-        give_back = Store.give_back
+        give_back = Slot.give_back
 
         def late(store):
             if not self.late:
@@ -128,7 +129,7 @@ class PushTestCase(WorkerTestCase):
 
         self.late = None
         self.queue()
-        with patch.object(Store, 'give_back', late):
+        with patch.object(Slot, 'give_back', late):
             self.send_all()
         self.assertEqual(self.read(self.late, 'state'), 'sent')
 

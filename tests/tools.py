@@ -10,7 +10,7 @@ from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME, activate_module
 from trytond.transaction import Transaction
 
-from .. import sender
+from .. import run
 from .smtpd import Server
 
 MESSAGE = b'Subject: Test\r\n\r\nHello\r\n'
@@ -74,7 +74,7 @@ class QueueTestCase(unittest.TestCase):
 
     def clear(self):
         # What this process has met before
-        sender._troubled_at.clear()
+        run._troubled_at.clear()
         with self.transaction():
             cursor = Transaction().connection.cursor()
             for table in [
