@@ -141,8 +141,8 @@ class EmailQueue(
             "with the targets of its links."),
         'get_contents')
     attachments = fields.Function(
-        fields.One2Many(
-            'email.queue.attachment', 'email', "Attachments", readonly=True,
+        fields.Many2Many(
+            'email.queue.attachment', None, None, "Attachments", readonly=True,
             states={
                 'invisible': ~Eval('attachments'),
                 },
@@ -150,12 +150,12 @@ class EmailQueue(
             "size."),
         'get_contents')
     recipients = fields.Function(
-        fields.One2Many(
-            'email.queue.recipient', 'email', "Recipients", readonly=True,
+        fields.Many2Many(
+            'email.queue.recipient', None, None, "Recipients", readonly=True,
             help="Those who do not have the email come first."),
         'get_recipients')
-    recipient_count = fields.Function(
-        fields.Integer("Number of Recipients"), 'get_recipient_count')
+    to_count = fields.Function(
+        fields.Integer("Number of Recipients"), 'get_to_count')
     size = fields.Integer(
         "Size", required=True, readonly=True,
         help="The number of bytes of the message.")
@@ -645,9 +645,9 @@ class EmailQueue(
         return contents
 
     def get_recipients(self, name):
-        return part_ids(self.id, self.recipient_count)
+        return part_ids(self.id, self.to_count)
 
-    def get_recipient_count(self, name):
+    def get_to_count(self, name):
         return len(split_addresses(self.to_addrs))
 
     @classmethod

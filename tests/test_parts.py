@@ -23,11 +23,11 @@ class RecipientTestCase(RPCTestCase):
 
     def recipients(self, id_):
         email, = self.postmaster.queue(
-            'read', [id_], ['recipients', 'recipient_count'])
+            'read', [id_], ['recipients', 'to_count'])
         rows = self.postmaster.call(
             RECIPIENT, 'read', email['recipients'],
             ['address', 'state', 'words'])
-        self.assertEqual(len(rows), email['recipient_count'])
+        self.assertEqual(len(rows), email['to_count'])
         return [(r['address'], r['state'], r['words']) for r in rows]
 
     def test_states(self):
