@@ -23,7 +23,7 @@ from .processes import ProcessTestCase, Senders
 
 # Of what had arrived, two sessions, at 2 ms a reply, send so much again after
 # a crash, on average
-COPIES = 4
+COPIES = 6
 
 
 @unittest.skipIf(
@@ -198,12 +198,12 @@ class ParallelTestCase(ProcessTestCase):
     server_options = {'delay': .005}
 
     def test_six_slots(self):
-        self.queue_many(1200)
+        self.queue_many(600)
         with Senders(self.database, senders=6) as senders:
             sent = senders.join(*senders.start(6))
-            self.assertEqual(sum(sent), 1200)
+            self.assertEqual(sum(sent), 600)
             self.assertGreaterEqual(sum(map(bool, sent)), 4)
-        self.assertEqual(self.assert_sent(1200), 0)
+        self.assertEqual(self.assert_sent(600), 0)
 
     def test_one_slot(self):
         self.queue_many(200)
@@ -214,7 +214,7 @@ class ParallelTestCase(ProcessTestCase):
 
     def test_rate(self):
         "No minute sees more than 660 at a rate of 600, no second more than 20"
-        count = 200
+        count = 120
         self.queue_many(count)
         started = time.monotonic()
         with Senders(self.database, senders=4, rate=600) as senders:

@@ -76,10 +76,10 @@ class SuspectTestCase(FaultTestCase):
                 with self.subTest(script=script, count=count):
                     self.clear()
                     self.server.script.update(script)
-                    self.queue_together(count)
-                    for _ in range(15):
+                    self.queue_many(count)
+                    for _ in range(8):
                         self.run_cron()
-                        self.later(6)
+                        self.later(12)
                     self.assertEqual(self.states(), {'outbox': count})
                     self.assertEqual(
                         {a for a, in self.rows('attempts')}, {0})
@@ -403,21 +403,21 @@ class FaultSessionTestCase(FaultTestCase):
                         step=step, reply=reply, connections=connections), \
                         configured(
                             connections=connections,
-                            messages_per_connection=30):
+                            messages_per_connection=10):
                     self.clear()
                     self.only(1, step, reply)
-                    self.queue_together(200)
+                    self.queue_many(70)
                     self.send_all()
-                    self.assertEqual(self.states(), {'sent': 200})
+                    self.assertEqual(self.states(), {'sent': 70})
                     self.assertEqual(
                         set(self.rows('attempts', 'error')), {(1, None)})
-                    self.assertEqual(len(self.server.received), 200)
+                    self.assertEqual(len(self.server.received), 70)
                     self.assertLess(self.refused, connections)
                     # The next run knows
                     self.only(1, step, reply)
-                    self.queue_together(10)
+                    self.queue_many(10)
                     self.send_all()
-                    self.assertEqual(self.states(), {'sent': 210})
+                    self.assertEqual(self.states(), {'sent': 80})
                     self.assertEqual(self.refused, 0)
 
     def test_more_are_tried_later(self):
@@ -462,7 +462,7 @@ class FaultSessionTestCase(FaultTestCase):
                 if step == 'dot' and reply[:3] == '421':
                     # Of this one it can not be told
                     continue
-                for pipelining in [True, False]:
+                for pipelining in [True] + [False] * (reply[:5] == '451 4'):
                     with self.subTest(
                             reply=reply, step=step, pipelining=pipelining):
                         self.clear()
@@ -473,13 +473,13 @@ class FaultSessionTestCase(FaultTestCase):
                             reply if at == step and session.messages >= 3
                             else None)
                         self.addCleanup(setattr, self.server, 'script', {})
-                        self.queue_together(10)
+                        self.queue_many(5)
                         with configured(connections=1):
                             self.send_all()
                         self.assertEqual(
                             set(self.rows('state', 'attempts', 'error')),
                             {('sent', 1, None)})
-                        self.assertEqual(len(self.server.received), 10)
+                        self.assertEqual(len(self.server.received), 5)
 
     def test_the_new_session_says_so_too(self):
         for step in ['mail', 'rcpt', 'data', 'dot']:
@@ -537,7 +537,7 @@ class FaultThrottleTestCase(FaultTestCase):
             with self.subTest(reply):
                 self.clear()
                 self.limit(reply, 20)
-                self.queue_together(40)
+                self.queue_many(40)
                 sessions = self.server.sessions
                 self.send_all()
                 self.assertEqual(

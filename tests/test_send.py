@@ -61,6 +61,7 @@ def addresses(names):
 
 class OutcomesTestCase(QueueTestCase):
     "Every row of the table of outcomes, in a server with pipelining"
+    timeout = 2
 
     def test_recipients(self):
         for names, state, attempts, accepted, error in OUTCOMES:
@@ -107,6 +108,7 @@ class StepByStepTestCase(OutcomesTestCase):
 
 
 class SendTestCase(QueueTestCase):
+    timeout = 2
 
     def test_one_bad_message_stops_no_other(self):
         bad = [
@@ -402,6 +404,7 @@ class SendOneTestCase(QueueTestCase):
 
 class SendTroubleTestCase(QueueTestCase):
     "Trouble with the server, through the scheduled job"
+    timeout = 2
 
     def errors(self):
         with self.transaction(readonly=True):

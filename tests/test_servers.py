@@ -30,6 +30,7 @@ has_locks = backend.name != 'sqlite'
 
 class ServersTestCase(QueueTestCase):
     "With the server *marketing* beside the default one"
+    timeout = 2
 
     def setUp(self):
         super().setUp()

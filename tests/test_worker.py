@@ -196,7 +196,7 @@ class WorkerProcessesTestCase(WorkerTestCase):
         self.start_worker()
         self.warm_up()
         for _ in range(10):
-            self.queue_together(20)
+            self.queue_many(20)
             self.send_all()
         self.wait_until_sent(201)
 
@@ -229,7 +229,7 @@ class WorkerProcessesTestCase(WorkerTestCase):
         self.warm_up()
         self.server.delay = .005
         self.addCleanup(setattr, self.server, 'delay', 0)
-        self.queue_together(200)
+        self.queue_many(200)
         self.server.wait_for(20)
         self.stop_workers()
         self.assertIn('outbox', self.states())
