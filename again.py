@@ -16,7 +16,7 @@ from .address import ArgumentError, addresses, on_the_wire
 from .exceptions import EmailQueueError
 from .mime import describe, header_fields, prepare
 from .recipients import address_of, split_lines
-from .store import utc_now
+from .tools import utc_now
 
 __all__ = ['Again']
 

@@ -16,7 +16,7 @@ from trytond.transaction import Transaction, without_check_access
 from .access import check_writable
 from .address import ArgumentError
 from .exceptions import EmailQueueError
-from .store import database_time, forget
+from .tools import database_time, forget
 
 __all__ = ['Bulk', 'batches', 'checked_key']
 
@@ -34,7 +34,7 @@ CHECKED = GIVEN | {
     'resource', 'server', 'expires_at', 'sensitive', 'key', 'error',
     # These are empty
     'accepted', 'again_of', 'bounced_at', 'events', 'first_attempt',
-    'own_priority', 'queue_id', 'refused', 'sent_at', 'suspect',
+    'own_priority', 'queue_id', 'reason', 'refused', 'sent_at', 'suspect',
     'suspect_since', 'uncertain'}
 # Whether the values of what is created were checked
 _is_checked = ContextVar('is_checked', default=False)

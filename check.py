@@ -24,10 +24,10 @@ from . import behalf, oauth
 from .access import QueueWizard, looks_after_queue
 from .address import NULL_SENDER, ArgumentError, addresses, envelope_from
 from .exceptions import EmailQueueError, LoginError
+from .handover import client_of
 from .health import CRITICAL, OK
 from .mime import header_fields, prepare, value_of
 from .program import opened
-from .sender import client_of
 from .settings import Settings, server_uri, servers
 from .smtp import Client, Trouble, open_in_time, server_name, trouble_of
 from .words import printable

@@ -19,7 +19,7 @@ from trytond.transaction import Transaction
 
 from .access import looks_after_queue
 from .replies import statuses
-from .store import database_time, moment
+from .tools import database_time, moment
 
 __all__ = ['Addresses', 'DeadAddress', 'GONE', 'gone']
 logger = logging.getLogger(__name__)
@@ -222,9 +222,7 @@ class Addresses:
         for address in row.remaining:
             since, words = known.get(address.lower(), (None, None))
             if since:
-                dead.append((
-                        address, f"not tried, because it does not work since "
-                        f"{since:%Y-%m-%d}: {words}"))
+                dead.append((address, words or ''))
         return tuple(dead)
 
     def learn(self, row, outcome):

@@ -23,8 +23,9 @@ from trytond.transaction import Transaction
 from trytond.url import HOSTNAME
 
 from . import (
-    again, behalf, bulk, files, identity, incomplete, known, notices,
-    notification, oauth, original, preview, replies, sender, settings)
+    again, behalf, bulk, files, handover, identity, incomplete, known, notices,
+    notification, oauth, original, preview, reasons, replies, run, settings,
+    shown)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -32,10 +33,13 @@ from .address import (
 from .exceptions import (
     EmailQueueError, ExpiredWarning, UncertainWarning, UrgentWarning)
 from .mime import describe, prepare
-from .recipients import remaining
+from .parts import part_ids
+from .reasons import REASONS
+from .recipients import remaining, split_addresses
 from .retention import Retention
-from .shown import Titled, in_whole_seconds
-from .store import CRASHES_ALONE, database_time, forget, utc_now
+from .shown import Titled, Told, in_whole_seconds
+from .store import CRASHES_ALONE
+from .tools import database_time, forget, utc_now
 from .words import printable, with_domains
 
 logger = logging.getLogger(__name__)
@@ -54,8 +58,6 @@ UNKNOWN = '?'
 # How many values a statement has at most
 IDS_LENGTH = 1000
 TRUE = Literal(True)
-# What the error of an uncertain email says, unless a later one has replaced it
-ARRIVED = 'may have arrived'
 # The digits that fit any integer of a database
 ID_LENGTH = 18
 
@@ -80,8 +82,8 @@ def transition(state):
 
 
 class EmailQueue(
-        again.Again, bulk.Bulk, notices.Notices, Retention, Titled, Workflow,
-        ModelSQL, ModelView):
+        again.Again, bulk.Bulk, notices.Notices, Retention, Titled, Told,
+        Workflow, ModelSQL, ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -131,19 +133,29 @@ class EmailQueue(
                 }),
         'get_contents')
     html = fields.Function(
-        fields.Text("HTML as Text",
+        fields.Text("HTML",
             states={
                 'invisible': ~Eval('html'),
                 },
-            help="The text of the HTML, which is not displayed itself."),
+            help="The HTML without what could be fetched or executed, "
+            "with the targets of its links."),
         'get_contents')
     attachments = fields.Function(
-        fields.Text("Attachments",
+        fields.Many2Many(
+            'email.queue.attachment', None, None, "Attachments", readonly=True,
             states={
                 'invisible': ~Eval('attachments'),
                 },
-            help="The name, type and size of each attachment."),
+            help="The files in the message. Open one by the icon beside its "
+            "size."),
         'get_contents')
+    recipients = fields.Function(
+        fields.Many2Many(
+            'email.queue.recipient', None, None, "Recipients", readonly=True,
+            help="Those who do not have the email come first."),
+        'get_recipients')
+    to_count = fields.Function(
+        fields.Integer("Number of Recipients"), 'get_to_count')
     size = fields.Integer(
         "Size", required=True, readonly=True,
         help="The number of bytes of the message.")
@@ -259,12 +271,19 @@ class EmailQueue(
         states={
             'invisible': ~Eval('sent_at'),
             })
+    reason = fields.Selection(
+        REASONS, "Reason", sort=False, readonly=True,
+        states={
+            'invisible': ~Eval('reason'),
+            },
+        help="Why the email is not sent.")
     error = fields.Text(
         "Error", readonly=True,
         states={
             'invisible': ~Eval('error'),
             },
-        help="The last answer of the server that was not good.")
+        help="The last answer of the server that was not good, "
+        "or what a program said that could not queue the email.")
     queue_id = fields.Text(
         "Queue ID", readonly=True,
         states={
@@ -306,7 +325,12 @@ class EmailQueue(
             ('cancelled', "Cancelled"),
             ], "State", sort=False, required=True, readonly=True)
     outcome = fields.Function(
-        fields.Char("What Became of It"),
+        fields.Char("What Became of It",
+            states={
+                'invisible': ~Eval('outcome'),
+                },
+            help="Why the email is not sent, to how many of its recipients "
+            "it was delivered, and what the server said."),
         'get_outcome', searcher='search_outcome')
     sent_or_due = fields.Function(
         fields.Timestamp(
@@ -380,6 +404,10 @@ class EmailQueue(
                     t, (t.again_of, Index.Range()),
                     where=t.again_of != Null),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
+                # What is counted and searched by reason
+                Index(
+                    t, (t.state, Index.Range()), (t.reason, Index.Range()),
+                    where=t.reason != Null),
                 # The tab Needs Attention
                 Index(
                     t, (t.id, Index.Range()),
@@ -433,6 +461,7 @@ class EmailQueue(
         original.convert(cls, module)
         cls._complete(module)
         super().__register__(module)
+        reasons.convert(cls)
         cls._make_keys_unique()
         cls._show_domains()
 
@@ -442,6 +471,7 @@ class EmailQueue(
         if backend.TableHandler.table_exist(cls._table):
             handler = cls.__table_handler__(module)
             if all(map(handler.column_exist, incomplete.REQUIRED)):
+                handler.add_column('reason', cls.reason._sql_type)
                 incomplete.complete(cls, utc_now())
 
     @classmethod
@@ -518,35 +548,19 @@ class EmailQueue(
 
     @classmethod
     def get_outcome(cls, emails, name):
-        now = database_time()
+        now, labels = database_time(), shown.labels(cls)
         troubles = known.troubles(now)
-        return {e.id: e._outcome(troubles, now) for e in emails}
+        return {
+            e.id: shown.outcome(labels, e, e._trouble(troubles, now))
+            for e in emails}
 
-    def _outcome(self, troubles, now):
-        "Return why the email is where it is, on one line"
-        if self.state in {'sent', 'cancelled'}:
-            return None
-        words = ' '.join((self.error or '').split())
-        waits = self.state == 'outbox'
-        if self.bounced_at:
-            message = 'msg_outcome_bounced'
-        elif self.uncertain and ARRIVED not in words:
-            message = 'msg_outcome_uncertain'
-        elif waits and self.suspect_since:
-            message = 'msg_outcome_suspect'
-        elif (waits and self.server in troubles
-                # It is read before it is refused that a client creates one
+    def _trouble(self, troubles, now):
+        "Return the trouble of the server that the email waits for, or None"
+        # Before a client creates one, which is refused, its values are read
+        if (self.state == 'outbox' and not self.bounced_at
+                and not self.uncertain and not self.suspect_since
                 and (self.scheduled_at or now) <= now):
-            return troubles[self.server]
-        elif waits and words:
-            message = 'msg_outcome_deferred'
-        else:
-            return words or None
-        return gettext(f'email_queue.{message}', words=words).rstrip(': ')
-
-    @classmethod
-    def search_outcome(cls, name, clause):
-        return [('error', *clause[1:])]
+            return troubles.get(self.server)
 
     def get_sent_or_due(self, name):
         if self.state == 'sent':
@@ -626,9 +640,14 @@ class EmailQueue(
                 # One after another as a read loads all that are browsed
                 reading = preview.read(cls(email.id).msg or b'')
                 for name in names:
-                    contents[name][email.id] = (
-                        _shown(reading, name) or None)
+                    contents[name][email.id] = _shown(email, reading, name)
         return contents
+
+    def get_recipients(self, name):
+        return part_ids(self.id, self.to_count)
+
+    def get_to_count(self, name):
+        return len(split_addresses(self.to_addrs))
 
     @classmethod
     def get_notice(cls, emails, name):
@@ -684,6 +703,13 @@ class EmailQueue(
                             | Bool(Eval('suspect_since'))),
                         'warning', '')),
                 ['state', 'uncertain', 'suspect_since']),
+            # The text is beside the HTML only where there is none
+            ('/form//group[@id="text"]', 'states',
+                {'invisible': Bool(Eval('html'))}, ['html']),
+            ('/form//page[@id="plain"]', 'states',
+                {'invisible': ~Eval('html')}, ['html']),
+            ('/form//group[@id="files"]', 'states',
+                {'invisible': ~Eval('attachments')}, ['attachments']),
             ]
 
     @classmethod
@@ -874,6 +900,7 @@ class EmailQueue(
             'server': printable(str(server or '')) or None,
             'scheduled_at': utc_now(),
             'state': 'failed',
+            'reason': 'not_queued',
             'error': error.message,
             'sensitive': bool(sensitive),
             'key': key,
@@ -946,7 +973,7 @@ class EmailQueue(
             trouble or the database looks like a copy. The emails stay in the
             queue.
         """
-        sender.run(cls)
+        run.run(cls)
 
     @classmethod
     def send_queued(cls, emails):
@@ -957,7 +984,7 @@ class EmailQueue(
         for all.
         """
         try:
-            if not sender.in_trouble():
+            if not run.in_trouble():
                 with Transaction().set_context(email_queue_task=True):
                     cls.send_all()
         except EmailQueueError as error:
@@ -971,7 +998,7 @@ class EmailQueue(
         :raises EmailQueueError: the email could not be claimed or was not
             accepted by the server. What became of it is recorded before.
         """
-        sender.send(self, smtp_server)
+        run.send(self, smtp_server)
 
     @classmethod
     def verdict(cls, step, reply):
@@ -991,7 +1018,7 @@ class EmailQueue(
             ``smtp.Mail`` and returns a ``smtp.Outcome``, ``close()`` ends the
             session, ``drop()`` ends it at once.
         """
-        return sender.client_of(cls, settings, server)
+        return handover.client_of(cls, settings, server)
 
     @classmethod
     def access_token(cls, server=None, refused=None):
@@ -1064,6 +1091,7 @@ class EmailQueue(
             'first_attempt': None,
             'uncertain': False,
             'refused': None,
+            'reason': None,
             'error': None,
             'bounced_at': None,
             'suspect': None,
@@ -1245,28 +1273,18 @@ def _read_allowed(Model, ids, names):
             *_read_allowed(Model, ids[middle:], names)]
 
 
-def _shown(reading, name):
-    "Return what the field of that name shows of a message"
+def _shown(email, reading, name):
+    "Return what the field of that name shows of the message of an email"
     if name == 'headers':
-        return '\n'.join(f'{n}: {v}' for n, v in reading.headers)
-    if name == 'attachments':
-        lines = [
-            f'{a.name} ({a.type}, {_size(a.size)})' if a.name
-            else f'{a.type} ({_size(a.size)})' for a in reading.attachments]
-        if not reading.complete:
-            lines.append('…')
-        return '\n'.join(lines)
-    return getattr(reading, name)
-
-
-def _size(size):
-    for unit in ['B', 'KiB']:
-        if size < 1024:
-            break
-        size /= 1024
+        text = '\n'.join(f'{n}: {v}' for n, v in reading.headers)
+    elif name == 'attachments':
+        return part_ids(email.id, len(reading.attachments))
+    elif name == 'html':
+        text = preview.rich_text('\n'.join(reading.sources))
     else:
-        unit = 'MiB'
-    return f'{size:.3g} {unit}' if size < 1000 else f'{size:.0f} {unit}'
+        # What has no text of its own is read as the text of the HTML
+        text = reading.text or reading.html
+    return text or None
 
 
 class _Push:

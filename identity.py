@@ -20,7 +20,7 @@ from trytond.wizard import Button, StateTransition, StateView
 from .access import QueueWizard
 from .exceptions import EmailQueueError
 from .settings import Settings
-from .store import forget, utc_now
+from .tools import forget, utc_now
 
 __all__ = [
     'check', 'current', 'is_copy', 'may_send', 'notice', 'remember']

@@ -15,12 +15,14 @@ from trytond.model import ModelSQL, Unique, fields
 from trytond.pool import Pool
 from trytond.transaction import Transaction, without_check_access
 
-from . import smtp
+from . import oauth, smtp
 from .policy import login_delay
 from .replies import alike
 from .settings import server_uri
 
-__all__ = ['Known', 'Server', 'recall', 'retain', 'troubles']
+__all__ = [
+    'Known', 'Server', 'accepted_since', 'login_of', 'recall', 'retain',
+    'suspected_alike', 'troubles']
 
 # Two runs can find out at once that there is no record of a server
 TRIES = 2
@@ -164,6 +166,25 @@ def retain(store, known, before):
         except backend.DatabaseIntegrityError:
             # Another run was first
             continue
+
+
+def accepted_since(store, known, since):
+    "Return whether the server has accepted an email after ``since``"
+    return (known.accepted_at is not None and known.accepted_at > since
+        or store.accepted_since(since))
+
+
+def suspected_alike(store, known, row, refusal):
+    "Return whether another was refused so, and nothing accepted since"
+    since = store.suspected_alike(row, refusal)
+    return bool(since) and not accepted_since(store, known, since)
+
+
+def login_of(server):
+    "Return all that the configuration says of the login at a server"
+    return '\n'.join([server_uri(server) or '', *(
+                f'{name} {value}'
+                for name, value in oauth.options(server).items())])
 
 
 def troubles(now):

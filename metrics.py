@@ -17,7 +17,7 @@ from trytond.transaction import Transaction
 
 from . import incomplete
 from .settings import servers
-from .store import database_time
+from .tools import database_time
 
 __all__ = ['CONTENT_TYPE', 'GAUGES', 'measure', 'text']
 

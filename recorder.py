@@ -188,7 +188,7 @@ class Recorder:
             self._record(list(self._rows.values()))
             self._failed_at = None
         except self._store.Error as error:
-            if self._store.is_lost:
+            if self._store.slot.is_lost:
                 raise
             self._failed(error)
         return not (self._rows or self._locked)
@@ -204,7 +204,7 @@ class Recorder:
 
     def _try(self):
         try:
-            if self._rows and self._store.is_lost:
+            if self._rows and self._store.slot.is_lost:
                 self.reconnect()
             return self.record()
         except self._store.Error as error:
@@ -213,7 +213,7 @@ class Recorder:
 
     def reconnect(self):
         "Take the slot again, so that what was accepted can be recorded"
-        if not self._store.reconnect() and self._rows:
+        if not self._store.slot.reconnect() and self._rows:
             logger.error(
                 "another sender has taken over: the emails %s may be sent "
                 "again", _ids(self._rows))
@@ -242,7 +242,7 @@ class Recorder:
             self._store.repeats, self._is_open = self._is_open, True
             self._store.record(rows)
         except self._store.Error as error:
-            if not self._store.is_locked_out(error):
+            if not self._store.slot.is_locked_out(error):
                 raise
             # By the table, this raises the same
             locked = self._store.locked(rows)

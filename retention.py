@@ -5,7 +5,6 @@
 import datetime as dt
 import logging
 import re
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from sql import Null
@@ -27,7 +26,7 @@ from .exceptions import EmailQueueError
 from .files import purge
 from .recipients import remaining, split_addresses, without
 from .settings import Settings
-from .store import Tuple, database_time, forget
+from .tools import Tuple, database_time, forget, locking, own_transaction
 
 __all__ = ['Erased', 'Retention']
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ class Retention:
                 cls, t, changed_at,
                 (t.state == 'cancelled') & (changed_at < before),
                 cls._delete)
-        with _own_transaction(autocommit=True):
+        with own_transaction(autocommit=True):
             purge(cls)
             Pool().get('email.queue.address').clean()
         logger.info(
@@ -123,7 +122,7 @@ class Retention:
         for sub_ids in grouped_slice(sorted(ids), BATCH):
             sub_ids = list(sub_ids)
             t = cls.__table__()
-            cursor.execute(*_locking(t.select(
+            cursor.execute(*locking(t.select(
                         t.id,
                         where=fields.SQL_OPERATORS['in'](t.id, sub_ids)
                         & (t.state != 'sending'))))
@@ -201,7 +200,7 @@ class Retention:
         else:
             where, move = t.file_id != Null, cls._move_out
         count = last = 0
-        with _own_transaction(autocommit=True) as transaction:
+        with own_transaction(autocommit=True) as transaction:
             cursor = transaction.connection.cursor()
             while True:
                 cursor.execute(*t.select(
@@ -255,23 +254,6 @@ def _ago(days):
         return None
 
 
-@contextmanager
-def _own_transaction(**options):
-    with Transaction().new_transaction(**options) as transaction, \
-            transaction.set_user(0), transaction.reset_context(), \
-            without_check_access():
-        yield transaction
-
-
-def _locking(query):
-    "Let what another transaction has locked be left out"
-    database = Transaction().database
-    if database.has_select_for():
-        For = database.get_select_for_skip_locked()
-        query.for_ = For('UPDATE')
-    return query
-
-
 def _each_batch(Model, t, at, where, change):
     """Change rows in the order of a time, and return their number.
 
@@ -280,12 +262,12 @@ def _each_batch(Model, t, at, where, change):
     """
     count, after = 0, None
     while True:
-        with _own_transaction() as transaction:
+        with own_transaction() as transaction:
             cursor = transaction.connection.cursor()
             place = where
             if after:
                 place &= Tuple(at, t.id) > Tuple(*after)
-            cursor.execute(*_locking(t.select(
+            cursor.execute(*locking(t.select(
                         t.id, at.as_('at'), where=place,
                         order_by=[at, t.id], limit=BATCH)))
             rows = cursor.fetchall()
@@ -367,8 +349,10 @@ class _Address:
         if not remaining(
                 values['to_addrs'], values['accepted'], values['refused']):
             if values['refused']:
-                return {'state': 'failed'}
-            return {'state': 'sent', 'sent_at': database_time()}
+                return {'state': 'failed', 'reason': 'refused'}
+            return {
+                'state': 'sent', 'sent_at': database_time(),
+                'reason': None, 'error': None}
         return {}
 
     def _without(self, name, text):

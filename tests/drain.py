@@ -18,18 +18,18 @@ from trytond.exceptions import UserError
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
-from .. import sender, store
+from .. import run, sender, slot, store
 
 # Whoever sends to it dies
 KILLER = 'killer@example.com'
 
 
 def main(database, orphaned, busy=None):
-    store.ORPHANED_SECONDS = float(orphaned)
+    slot.ORPHANED_SECONDS = float(orphaned)
     if busy:
-        store.BUSY_SECONDS = float(busy)
+        slot.BUSY_SECONDS = float(busy)
     store.CRASH_DELAY = dt.timedelta(0)
-    sender._deliver = deadly(sender._deliver)
+    sender.hand_over = run.hand_over = deadly(sender.hand_over)
     Pool.start()
     with Transaction().start(database, 0, readonly=True):
         Pool(database).init()

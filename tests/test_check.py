@@ -45,7 +45,7 @@ class CheckTestCase(QueueTestCase):
         super().setUp()
         oauth._tokens.clear()
         self.endpoint = self.enter_here(Endpoint(self.certificates.good))
-        self.enter_here(patch.object(check, 'TIMEOUT', .5))
+        self.enter_here(patch.object(check, 'TIMEOUT', self.timeout))
         self.enter_here(patch.object(oauth, 'ENDPOINT_SECONDS', 1))
 
     def serve(self, certificate='good', **options):
@@ -190,6 +190,7 @@ class CheckGoodTestCase(CheckTestCase):
 
 class BadTestCase(CheckTestCase):
     "A step that is bad is the last one, and says what to do"
+    timeout = 1
 
     def test_settings(self):
         for uri in [

@@ -20,10 +20,11 @@ from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import email_queue, sender, store
+from .. import email_queue, sender, store, tools
 from ..exceptions import EmailQueueError
 from ..policy import TROUBLE_DELAY, UNCERTAIN_DELAY
 from ..store import Store
+from ..tools import database_time
 from .postgresql import free_port
 from .tools import QueueTestCase, configured
 
@@ -215,19 +216,19 @@ class PoolerTestCase(QueueTestCase):
         with self.transaction(), \
                 Transaction().new_transaction(autocommit=True):
             mine = Store(Pool().get('email.queue'))
-            self.assertTrue(mine.take([1]))
-            own = mine.connection
+            self.assertTrue(mine.slot.take([1]))
+            own = mine.slot.connection
             with Transaction().new_transaction(autocommit=True) as other:
-                mine.connection = other.connection
+                mine.slot.connection = other.connection
                 for claim in [
                         lambda: mine.claim(1, MUCH), mine.claim_alone,
                         lambda: mine.claim_record(id_)]:
                     with self.assertRaises(EmailQueueError):
                         claim()
-            mine.connection = own
+            mine.slot.connection = own
             self.assertEqual(len(mine.claim(1, MUCH)), 1)
             mine.recover()
-            mine.give_back()
+            mine.slot.give_back()
 
     def test_session_is_taken(self):
         "Test two senders do not share a session that both were lent"
@@ -236,15 +237,15 @@ class PoolerTestCase(QueueTestCase):
             Model = Pool().get('email.queue')
             first = Store(Model)
             second = Store(Model)
-            second.connection = SimpleNamespace(
+            second.slot.connection = SimpleNamespace(
                 cursor=transaction.connection.cursor,
                 info=SimpleNamespace(backend_pid=0))
-            self.assertTrue(first.take([1]))
+            self.assertTrue(first.slot.take([1]))
             with self.assertRaises(EmailQueueError):
-                second.take([1])
-            first.give_back()
-            self.assertTrue(second.take([1]))
-            second.give_back()
+                second.slot.take([1])
+            first.slot.give_back()
+            self.assertTrue(second.slot.take([1]))
+            second.slot.give_back()
 
     @unittest.skipUnless(
         shutil.which('pgbouncer') and shutil.which('runuser'),
@@ -275,7 +276,7 @@ class ConnectionsTestCase(QueueTestCase):
         with configured(uri_x=uri, uri_y=uri):
             ids = [self.queue(server=name) for name in [None, 'x', 'y']]
             with self.assertLogs(
-                    'trytond.modules.email_queue.sender', 'WARNING') as logs:
+                    'trytond.modules.email_queue.run', 'WARNING') as logs:
                 self.send_all()
         self.assertIn('maxconn is 5', logs.output[0])
         self.assertEqual({self.read(id_, 'state') for id_ in ids}, {'sent'})
@@ -297,7 +298,8 @@ class HostClockTestCase(QueueTestCase):
         fake = SimpleNamespace(**{**vars(dt), 'datetime': Time})
         with patch.object(email_queue, 'dt', fake), \
                 patch.object(sender, 'dt', fake), \
-                patch.object(store, 'dt', fake):
+                patch.object(store, 'dt', fake), \
+                patch.object(tools, 'dt', fake):
             yield
 
     def each_clock(self):
@@ -309,7 +311,7 @@ class HostClockTestCase(QueueTestCase):
 
     def check_due(self, id_, earliest, latest):
         with self.transaction():
-            now = store.database_time()
+            now = database_time()
         scheduled_at = self.read(id_, 'scheduled_at')
         self.assertGreater(scheduled_at, now + earliest)
         self.assertLess(scheduled_at, now + latest)
@@ -318,7 +320,7 @@ class HostClockTestCase(QueueTestCase):
         with self.transaction():
             mine = Store(Pool().get('email.queue'))
             self.assertLess(
-                abs(mine.now() - store.database_time()),
+                abs(mine.now() - database_time()),
                 dt.timedelta(seconds=5))
 
     def test_retry(self):

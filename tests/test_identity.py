@@ -24,7 +24,7 @@ from .postgresql import PostgreSQL, bin_directory
 from .processes import ProcessTestCase, Senders
 from .tools import MESSAGE, QueueTestCase, configured
 
-SENDER = 'trytond.modules.email_queue.sender'
+RUN = 'trytond.modules.email_queue.run'
 WIZARD = 'wizard.email.queue.copy'
 ANOTHER = 'another database'
 
@@ -81,7 +81,7 @@ class CopyTestCase(RPCTestCase):
         "Test a copy sends nothing and tells once"
         self.move()
         id_ = self.queue()
-        with self.assertLogs(SENDER.replace('sender', 'identity')) as logs:
+        with self.assertLogs(RUN.replace('run', 'identity')) as logs:
             errors = self.errors()
         self.assertIn('1 emails wait', logs.output[0])
         self.queue()
@@ -172,7 +172,7 @@ class HoldSettingTestCase(QueueTestCase):
 
     def test_hold(self):
         id_ = self.queue()
-        with configured(hold='True'), self.assertLogs(SENDER) as logs:
+        with configured(hold='True'), self.assertLogs(RUN) as logs:
             self.send_all()
             with self.transaction():
                 email = Pool().get('email.queue')(id_)
@@ -210,7 +210,7 @@ class RedirectTestCase(QueueTestCase):
 
     def redirected(self, address, to_addrs=None, **keywords):
         id_ = self.queue(to_addrs or self.recipients, **keywords)
-        with configured(redirect=address), self.assertLogs(SENDER) as logs:
+        with configured(redirect=address), self.assertLogs(RUN) as logs:
             self.send_all()
             self.assertIn(address, self.read(id_, 'notice'))
         self.assertIn(f"everything is sent to {address}", logs.output[0])

@@ -15,7 +15,7 @@ from trytond.protocols.wrappers import Response
 from trytond.tests.test_tryton import DB_NAME
 from trytond.wsgi import app
 
-from .. import metrics, sender
+from .. import metrics, run
 from ..exceptions import EmailQueueError
 from .jsonrpc import RPCTestCase
 from .test_health import Ages
@@ -99,7 +99,7 @@ class MeasureTestCase(Ages, QueueTestCase):
 
     def forget_trouble(self):
         "Let the time be over that the email waits for"
-        sender._troubled_at.clear()
+        run._troubled_at.clear()
         with self.transaction() as transaction:
             transaction.connection.cursor().execute(
                 "UPDATE email_queue SET scheduled_at = create_date")

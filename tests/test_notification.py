@@ -228,6 +228,6 @@ class NotificationTestCase(RPCTestCase):
         EmailQueue = Pool(DB_NAME).get('email.queue')
         with patch.object(
                 EmailQueue, 'run_finished', side_effect=KeyError('test')), \
-                self.assertLogs('trytond.modules.email_queue.sender', 'ERROR'):
+                self.assertLogs('trytond.modules.email_queue.run', 'ERROR'):
             self.send_all()
         self.assertEqual(self.read(id_, 'state'), 'failed')

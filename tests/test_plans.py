@@ -21,7 +21,7 @@ from trytond.tests.test_tryton import DB_NAME
 
 from ..exceptions import EmailQueueError
 from ..retention import BATCH
-from ..store import Store
+from ..slot import LockSlot
 from .tools import QueueTestCase, configured
 
 SECONDS = 60
@@ -183,7 +183,7 @@ class PlansTestCase(QueueTestCase):
         self.fill()
         # Or nothing is read, as the session of the run is over
         with self.statements() as statements, \
-                patch.object(Store, '_in_session', lambda _: Literal(True)):
+                patch.object(LockSlot, '_in_session', lambda _: Literal(True)):
             self.send_all()
         self.assertLess(5, len(statements))
         for (text, _), params in statements.items():

@@ -18,7 +18,7 @@ from .test_queue import OWN_FIELDS, DeliveryTestCase
 
 # The same examples in each run, several emails in each
 REPEATABLE = settings(
-    deadline=None, database=None, derandomize=True, max_examples=20,
+    deadline=None, database=None, derandomize=True, max_examples=12,
     phases=[Phase.explicit, Phase.generate, Phase.shrink])
 
 

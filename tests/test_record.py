@@ -24,7 +24,7 @@ from trytond.pool import Pool
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import recorder, sender, smtp, store
+from .. import recorder, run, sender, slot, smtp, store
 from ..exceptions import EmailQueueError
 from .partition import Wire
 from .postgresql import bin_directory
@@ -170,7 +170,7 @@ class LockTableTestCase(RecordTestCase):
     server_options = {'delay': .01}
 
     def test_while(self):
-        self.queue_together(60)
+        self.queue_many(60)
         with Senders(self.database) as senders:
             pid, = senders.start()
             for mode, goal in [('SHARE', 10), ('ACCESS EXCLUSIVE', 30)]:
@@ -189,7 +189,7 @@ class LockTableTestCase(RecordTestCase):
             with self.subTest(delay=delay):
                 self.clear()
                 self.enter_here(patch.object(self.server, 'delay', delay))
-                self.queue_together(count)
+                self.queue_many(count)
                 with Senders(self.database) as senders:
                     # Before, because a server at full speed does not wait
                     with self.connection() as cursor:
@@ -213,7 +213,7 @@ class LockRowsTestCase(RecordTestCase):
 
     def test_rows(self):
         count = 40
-        self.queue_together(count)
+        self.queue_many(count)
         with Senders(self.database) as senders:
             pid, = senders.start()
             self.server.wait_for(10)
@@ -233,7 +233,7 @@ class LockRowsTestCase(RecordTestCase):
 
     def test_for_ever(self):
         "Test that the run ends, and that nothing is lost"
-        self.queue_together(3)
+        self.queue_many(3)
         with patch.object(recorder, 'GIVE_UP_SECONDS', .3), \
                 patch.object(recorder, 'RETRY_SECONDS', .1), \
                 self.holding() as ids:
@@ -256,9 +256,9 @@ class LockRowsTestCase(RecordTestCase):
                         'FOR UPDATE')
             return deliver(client, row, redirect)
 
-        ids, lock, deliver = [], threading.Lock(), sender._deliver
+        ids, lock, deliver = [], threading.Lock(), sender.hand_over
         with self.connection() as cursor, \
-                patch.object(sender, '_deliver', deliver_locked):
+                patch.object(sender, 'hand_over', deliver_locked):
             yield ids
 
 
@@ -303,7 +303,7 @@ class RecordErrorTestCase(RecordTestCase):
         "disk full, read only, deadlock, a module's error"
         codes = ['53100', '25006', '40P01', 'P0001']
         count = 12 * len(codes) + 12
-        self.queue_together(count)
+        self.queue_many(count)
         with Senders(self.database) as senders:
             pid, = senders.start()
             for i, code in enumerate(codes):
@@ -317,7 +317,7 @@ class RecordErrorTestCase(RecordTestCase):
         self.assertEqual(set(self.rows('crashes')), {(0,)})
 
     def test_kill(self):
-        self.queue_together(60)
+        self.queue_many(60)
         with Senders(self.database) as senders:
             pid, = senders.start()
             self.server.wait_for(10)
@@ -330,7 +330,7 @@ class RecordErrorTestCase(RecordTestCase):
         self.assertLessEqual(self.assert_sent(60), TWICE)
 
     def give_up(self, code='53100', **options):
-        self.queue_together(5)
+        self.queue_many(5)
         with patch.object(recorder, 'GIVE_UP_SECONDS', .2), \
                 patch.object(recorder, 'RETRY_SECONDS', .1), \
                 configured(**options), \
@@ -375,7 +375,7 @@ class RecordErrorTestCase(RecordTestCase):
 
     def test_give_up_at_last(self):
         "Test that what cannot even be put back is there for the next run"
-        self.queue_together(5)
+        self.queue_many(5)
         self.trouble('53100')
         with patch.object(recorder, 'GIVE_UP_SECONDS', .2), \
                 patch.object(recorder, 'RETRY_SECONDS', .1), \
@@ -432,7 +432,7 @@ class FullDiskTestCase(RecordTestCase):
 
     def test_full(self):
         count = 120
-        self.queue_together(count)
+        self.queue_many(count)
         self.psql('ALTER TABLE email_queue SET TABLESPACE small')
         with Senders(self.database) as senders, \
                 self.connection() as cursor:
@@ -468,7 +468,7 @@ class PartitionTestCase(RecordTestCase):
 
     def cut(self, count=60):
         "Cut the wire while emails are sent, and return the sender"
-        self.queue_together(count)
+        self.queue_many(count)
         senders = self.enter_here(Senders(self.database, uri=self.uri))
         pid, = senders.start()
         self.server.wait_for(10)
@@ -514,7 +514,7 @@ class PartitionTestCase(RecordTestCase):
                 "AND granted AND objsubid = 2 AND classid = %s "
                 "AND database = (SELECT oid FROM pg_database "
                 "WHERE datname = current_database())",
-                [store.LOCK_CLASS % 2 ** 32])
+                [slot.LOCK_CLASS % 2 ** 32])
             return set(cursor.fetchall())
 
     def backends(self):
@@ -529,23 +529,23 @@ class RecordSessionTestCase(QueueTestCase):
     server_options = {'delay': .02}
 
     def test_settings(self):
-        names = {n for n in store.SESSION if 'tcp' not in n}
+        names = {n for n in slot.SESSION if 'tcp' not in n}
         with Transaction().start(DB_NAME, 0, timeout=7) as transaction:
             before = self.settings(transaction, names)
         with Transaction().start(DB_NAME, 0):
             Model = Pool().get('email.queue')
-            with sender._opened(Model) as opened:
-                inside = self.settings(opened, names)
-                opened.take([1])
-                connection = opened.connection
+            with run._opened(Model) as opened:
+                inside = self.settings(opened.slot, names)
+                opened.slot.take([1])
+                connection = opened.slot.connection
             self.assertEqual(
                 {inside[n] for n in inside if 'idle' in n}, {'0'})
             self.assertEqual(inside['statement_timeout'], '1min')
             self.assertEqual(inside['lock_timeout'], '30s')
             self.assertEqual(
                 inside['default_transaction_isolation'], 'read committed')
-            opened.connection = connection
-            after = self.settings(opened, names)
+            opened.slot.connection = connection
+            after = self.settings(opened.slot, names)
             self.assertFalse(connection.execute(
                     "SELECT 1 FROM pg_locks "
                     "WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
@@ -563,8 +563,8 @@ class RecordSessionTestCase(QueueTestCase):
 
     def run_for_long(self, call='send_all', **context):
         "A run that takes longer than the transaction of its caller may idle"
-        self.queue_together(12)
-        with patch.object(sender, 'BEAT_SECONDS', .1), \
+        self.queue_many(12)
+        with patch.object(run, 'BEAT_SECONDS', .1), \
                 self.transaction() as transaction, \
                 transaction.set_context(**context):
             cursor = transaction.connection.cursor()
@@ -602,7 +602,7 @@ class InterruptTestCase(RecordTestCase):
             for i in range(6):
                 with self.subTest(i):
                     self.clear()
-                    self.queue_together(40)
+                    self.queue_many(40)
                     pid, = senders.start()
                     self.server.wait_for(4 + 3 * i)
                     os.kill(pid, signal.SIGINT)
@@ -635,7 +635,7 @@ class InterruptTestCase(RecordTestCase):
             return result
 
         self.clear()
-        self.queue_together(10)
+        self.queue_many(10)
         original, raised = getattr(class_, name), []
         with patch.object(class_, name, method), \
                 self.assertRaises(error):

@@ -11,8 +11,9 @@ from unittest.mock import patch
 from trytond import backend
 from trytond.pool import Pool
 
-from .. import policy, recorder, sender
+from .. import handover, policy, recorder, run, sender
 from ..exceptions import EmailQueueError
+from ..slot import Slot
 from ..store import Store
 from .smtpd import Server
 from .tools import QueueTestCase, configured
@@ -39,14 +40,15 @@ class EndTestCase(QueueTestCase):
         return wrapper
 
     def test_error(self):
-        for name in ['claim', 'record', 'beat']:
+        for class_, name in [
+                (Store, 'claim'), (Store, 'record'), (Slot, 'beat')]:
             for error in [RuntimeError("broken"), Interrupt()]:
                 with self.subTest(name, error=error):
                     self.clear()
                     self.queue_many(60)
                     threads = threading.active_count()
-                    method = self.raising(getattr(Store, name), error)
-                    with patch.object(Store, name, method), \
+                    method = self.raising(getattr(class_, name), error)
+                    with patch.object(class_, name, method), \
                             self.assertRaises(type(error)):
                         self.send_all()
                     self.assertEqual(threading.active_count(), threads)
@@ -91,7 +93,7 @@ class EndTestCase(QueueTestCase):
         def lost(store, rows):
             if number and len(self.server.received) >= 10:
                 number.clear()
-                store.connection.close()
+                store.slot.connection.close()
             record(store, rows)
 
         self.queue_many(60)
@@ -125,8 +127,8 @@ class EndTestCase(QueueTestCase):
             return deliver(client, row, redirect)
 
         self.queue_many(20)
-        deliver = sender._deliver
-        with patch.object(sender, '_deliver', dying), \
+        deliver = sender.hand_over
+        with patch.object(sender, 'hand_over', dying), \
                 patch.object(threading, 'excepthook'), \
                 self.assertRaisesRegex(RuntimeError, "thread"):
             self.send_all()
@@ -162,11 +164,11 @@ class EndTestCase(QueueTestCase):
         "Test that a run does not turn around a row that is locked"
         locked, *_ = self.queue_many(3)
         with self.transaction() as transaction, \
-                patch.object(sender, '_run', wraps=sender._run) as run:
+                patch.object(run, '_run', wraps=run._run) as runs:
             transaction.connection.cursor().execute(
                 f'SELECT id FROM email_queue WHERE id = {locked} FOR UPDATE')
             Pool().get('email.queue').send_all()
-            self.assertLess(run.call_count, 5)
+            self.assertLess(runs.call_count, 5)
         self.assertEqual(self.states(), {'sent': 2, 'outbox': 1})
         self.send_all()
         self.assertEqual(self.states(), {'sent': 3})
@@ -246,11 +248,12 @@ class LogTestCase(QueueTestCase):
             r'\d+\.\d messages/s$')
         self.assertEqual(len(emails), 4)
         for id_, words in [
-                (failed, r'failed: 550 5\.1\.1 no \[1m such user$'),
+                (failed, r'failed: refused \| 550 5\.1\.1 no \[1m such user$'),
                 (deferred, r'deferred until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d: '
-                    r'451 4\.2\.0 try later$'),
+                    r'deferred \| 451 4\.2\.0 try later$'),
                 (expired, 'failed: expired$'),
-                (partly, r'failed: delivered to 1 of 3 recipients \| '
+                (partly, r'failed: refused \| '
+                    r'delivered to 1 of 3 recipients \| '
                     r'rcpt-553-\S+ 553 5\.7\.1 not you \| '
                     r'rcpt-550@example.com 550 5\.1\.1 no \[1m such user$'),
                 ]:
@@ -272,9 +275,9 @@ class LogTestCase(QueueTestCase):
                 raise ValueError("a\0b\ud800\nc")
             return mail(row)
 
-        mail = sender._mail
+        mail = handover._mail
         id_, good = self.queue(), self.queue('b@example.com')
-        with patch.object(sender, '_mail', failing):
+        with patch.object(handover, '_mail', failing):
             self.send_all()
         self.assertEqual(
             self.read(id_, 'state', 'error'), ['failed', "ValueError: a b? c"])

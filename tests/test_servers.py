@@ -14,11 +14,12 @@ from unittest.mock import patch
 from trytond import backend
 from trytond.pool import Pool
 
-from .. import sender, settings
+from .. import run, settings
 from ..exceptions import EmailQueueError
 from ..sendmail import QueueDataManager, set_options
 from ..settings import Settings
-from ..store import Store, slots
+from ..slot import slot_numbers
+from ..store import Store
 from .postgresql import free_port
 from .processes import ProcessTestCase, Senders
 from .smtpd import Server
@@ -29,6 +30,7 @@ has_locks = backend.name != 'sqlite'
 
 class ServersTestCase(QueueTestCase):
     "With the server *marketing* beside the default one"
+    timeout = 2
 
     def setUp(self):
         super().setUp()
@@ -50,7 +52,7 @@ class ServersTestCase(QueueTestCase):
 
     def drains(self):
         return [
-            t for t in threading.enumerate() if isinstance(t, sender._Drain)]
+            t for t in threading.enumerate() if isinstance(t, run._Drain)]
 
     def recipients(self, server):
         return [a for m in list(server.received) for a in m.to_addrs]
@@ -163,15 +165,16 @@ class OwnSettingsTestCase(ServersTestCase):
         self.assertEqual(self.read(other, 'state'), 'sent')
 
     def test_slots(self):
-        self.assertEqual(list(slots(None, 3)), [1, 2, 3])
+        self.assertEqual(list(slot_numbers(None, 3)), [1, 2, 3])
         numbers = [
-            n for name in ['marketing', 'news', 'ž'] for n in slots(name, 50)]
+            n for name in ['marketing', 'news', 'ž']
+            for n in slot_numbers(name, 50)]
         self.assertEqual(len(set(numbers)), 150)
         self.assertGreaterEqual(min(numbers), 2 ** 30)
         self.assertLess(max(numbers), 2 ** 31)
         # Every machine, also of the next version
         self.assertEqual(
-            list(slots('marketing', 2)), [1376916103, 1260077885])
+            list(slot_numbers('marketing', 2)), [1376916103, 1260077885])
 
     def test_rate(self):
         for i in range(4):
@@ -190,7 +193,7 @@ class OwnSettingsTestCase(ServersTestCase):
 
     def test_default_only(self):
         with configured(uri_marketing=None), \
-                patch.object(sender, '_Drain', side_effect=AssertionError):
+                patch.object(run, '_Drain', side_effect=AssertionError):
             id_ = self.queue()
             self.send_all()
         self.assertEqual(self.read(id_, 'state'), 'sent')
@@ -235,11 +238,11 @@ class SendByServerTestCase(ServersTestCase):
         id_ = self.queue(server='marketing')
         with configured(uri_marketing=None):
             with self.assertRaisesRegex(
-                    EmailQueueError, '"marketing" is not configured'):
+                    EmailQueueError, "server is not configured: marketing"):
                 self.send(id_)
         self.assertEqual(
-            self.read(id_, 'state', 'attempts', 'error'),
-            ['outbox', 0, 'The server "marketing" is not configured.'])
+            self.read(id_, 'state', 'attempts', 'reason', 'error'),
+            ['outbox', 0, 'no_server', 'marketing'])
         self.assertFalse(self.server.received)
 
     def test_no_longer_configured(self):
@@ -255,8 +258,8 @@ class SendByServerTestCase(ServersTestCase):
         self.assertEqual(len(self.server.received), 1)
         for id_ in ids:
             self.assertEqual(
-                self.read(id_, 'state', 'attempts', 'error'),
-                ['outbox', 0, 'The server "marketing" is not configured.'])
+                self.read(id_, 'state', 'attempts', 'reason', 'error'),
+                ['outbox', 0, 'no_server', 'marketing'])
         error, = self.errors()
         self.assertIn('"marketing"', error)
         self.run_cron()
@@ -265,7 +268,7 @@ class SendByServerTestCase(ServersTestCase):
 
     def test_dead_sender_of_a_server_that_is_gone(self):
         id_ = self.queue(server='marketing')
-        number, = slots('marketing', 1)
+        number, = slot_numbers('marketing', 1)
         with self.transaction() as transaction:
             cursor = transaction.connection.cursor()
             t = Pool().get('email.queue').__table__()
@@ -334,7 +337,7 @@ class ServersTroubleTestCase(ServersTestCase):
 
     def test_task_spares_who_was_in_trouble(self):
         self.queue(server='marketing')
-        with patch.object(sender, '_drain', wraps=sender._drain) as drain:
+        with patch.object(run, '_drain', wraps=run._drain) as drain:
             for i in range(3):
                 self.queue(server='news')
                 with self.transaction():
@@ -415,7 +418,7 @@ class HangTestCase(ServersTestCase):
             raise Interrupt
 
         with configured(run_time=50, rate_marketing=600), \
-                patch.object(sender._Drain, 'join', join), \
+                patch.object(run._Drain, 'join', join), \
                 self.assertRaises(Interrupt):
             self.send_all()
         for drain in self.drains():
@@ -507,7 +510,7 @@ class PlanTestCase(ServersTestCase):
 
         def execute(store, query):
             sql, params = query
-            cursor = store.connection.cursor()
+            cursor = store.slot.connection.cursor()
             cursor.execute(f'EXPLAIN (FORMAT JSON) {sql}', params)
             (plan,), = cursor.fetchall()
             plan = json.loads(plan) if isinstance(plan, str) else plan
@@ -517,7 +520,7 @@ class PlanTestCase(ServersTestCase):
 
         with self.transaction() as transaction:
             store = Store(Pool().get('email.queue'), server)
-            store.number = 1
+            store.slot.number = 1
             with patch.object(Store, 'execute', execute):
                 for _ in range(2):
                     store.claim(100, 10 ** 7)

@@ -15,7 +15,7 @@ from trytond import backend
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
-from .. import store
+from .. import slot, store
 from ..store import Store
 from .tools import MESSAGE, QueueTestCase
 
@@ -44,12 +44,12 @@ class StoreTestCase(QueueTestCase):
                 Transaction().new_transaction(autocommit=True):
             store = Store(Pool().get('email.queue'))
             if number is not None:
-                self.assertTrue(store.take([number]))
+                self.assertTrue(store.slot.take([number]))
             try:
                 yield store
             finally:
                 if number is not None:
-                    store.give_back()
+                    store.slot.give_back()
 
     def update(self, id_, **values):
         "Write what the ORM does not let be written"
@@ -124,17 +124,17 @@ class DatabaseClockTestCase(StoreTestCase):
     def test_beat(self):
         "Test that the rows of a run that takes long are touched"
         id_ = self.queue()
-        with self.store(1) as store_, patch.object(store, 'BEAT_SECONDS', 0):
+        with self.store(1) as store_, patch.object(slot, 'BEAT_SECONDS', 0):
             store_.claim(10, MUCH)
             if has_locks:
-                used_at = store_.used_at
-                store_.beat()
-                self.assertGreater(store_.used_at, used_at)
+                used_at = store_.slot.used_at
+                store_.slot.beat()
+                self.assertGreater(store_.slot.used_at, used_at)
                 return
             for _ in range(2):
                 claimed_at = self.write_date(id_)
                 time.sleep(.01)
-                store_.beat()
+                store_.slot.beat()
                 self.assertGreater(self.write_date(id_), claimed_at)
 
     def write_date(self, id_):
@@ -158,19 +158,19 @@ class SlotTestCase(StoreTestCase):
     @unittest.skipUnless(has_locks, "it has one slot")
     def test_take(self):
         with self.store(1) as first, self.store() as second:
-            self.assertFalse(second.take([1]))
-            self.assertIsNone(second.number)
-            self.assertTrue(second.take([1, 2, 3]))
-            self.assertEqual(second.number, 2)
-            first.give_back()
-            self.assertEqual(first.take([1]), True)
-            second.give_back()
+            self.assertFalse(second.slot.take([1]))
+            self.assertIsNone(second.slot.number)
+            self.assertTrue(second.slot.take([1, 2, 3]))
+            self.assertEqual(second.slot.number, 2)
+            first.slot.give_back()
+            self.assertEqual(first.slot.take([1]), True)
+            second.slot.give_back()
 
     @unittest.skipUnless(has_locks, "it has no connection to lose")
     def test_keepalive(self):
         "Test that both ends notice within a minute that the other is gone"
         with self.store() as store:
-            cursor = store.connection.cursor()
+            cursor = store.slot.connection.cursor()
             for name, value in [
                     ('tcp_keepalives_idle', '20'),
                     ('tcp_keepalives_interval', '10'),
@@ -179,7 +179,7 @@ class SlotTestCase(StoreTestCase):
                     ]:
                 cursor.execute(f'SHOW {name}')
                 self.assertEqual(cursor.fetchone(), (value,), name)
-            sock = socket.socket(fileno=os.dup(store.connection.fileno()))
+            sock = socket.socket(fileno=os.dup(store.slot.connection.fileno()))
             with sock:
                 for level, option, value in [
                         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -195,7 +195,7 @@ class SlotTestCase(StoreTestCase):
         for number in [-1, -LAST_ID, 2 ** 30, LAST_ID]:
             with self.subTest(number), self.store(number) as store:
                 if has_locks:
-                    self.assertEqual(store.number, number)
+                    self.assertEqual(store.slot.number, number)
 
     @unittest.skipUnless(has_locks, "age tells who is dead")
     def test_recover(self):
@@ -206,7 +206,7 @@ class SlotTestCase(StoreTestCase):
         self.update(ended, state='sent', sender=3)
         with self.store(2), self.store(-4), self.store(1) as store:
             store.recover()
-            self.assertEqual(store.number, 1)
+            self.assertEqual(store.slot.number, 1)
         for id_ in [mine, dead, by_dead_send]:
             self.assertEqual(
                 self.read(id_, 'state', 'crashes', 'attempts'),
@@ -225,8 +225,8 @@ class SlotTestCase(StoreTestCase):
         self.update(young, write_date=dt.datetime.now())
         with self.store() as store:
             # Somebody is at it
-            self.assertFalse(store.take([1]))
-            store.number = 2
+            self.assertFalse(store.slot.take([1]))
+            store.slot.number = 2
             store.recover()
         self.assertEqual(self.read(old, 'state', 'crashes'), ['outbox', 1])
         self.assertEqual(self.read(young, 'state', 'crashes'), ['sending', 0])
@@ -370,9 +370,9 @@ class ClaimTestCase(StoreTestCase):
                 f'SELECT id FROM email_queue WHERE id = {locked} FOR UPDATE')
             with Transaction().new_transaction(autocommit=True):
                 store = Store(Pool().get('email.queue'))
-                store.take([1])
+                store.slot.take([1])
                 self.assertEqual(self.claim(store, 10, MUCH), [free])
-                store.give_back()
+                store.slot.give_back()
 
 
 del QueueTestCase

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from trytond import backend
 from trytond.filestore import FileStore
-from trytond.modules.email_queue import sender, sendmail
+from trytond.modules.email_queue import run, sendmail
 from trytond.pool import Pool
 from trytond.sendmail import (
     SMTPDataManager, get_smtp_server, send_message_transactional)
@@ -255,7 +255,7 @@ class ByHandTestCase(QueueTestCase):
 
     def test_ends_early(self):
         seconds = .5
-        with patch.object(sender, 'BY_HAND_SECONDS', seconds), \
+        with patch.object(run, 'BY_HAND_SECONDS', seconds), \
                 configured(rate=60):
             for i in range(30):
                 self.queue(f'r{i}@example.com')

@@ -21,9 +21,11 @@ from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
 from .. import sendmail
-from ..store import Store
+from ..slot import LockSlot, TouchedSlot
 from .test_sendmail import message
 from .tools import MESSAGE, QueueTestCase, configured
+
+Slot = TouchedSlot if backend.name == 'sqlite' else LockSlot
 
 
 class WorkerTestCase(QueueTestCase):
@@ -104,7 +106,7 @@ class PushTestCase(WorkerTestCase):
 
     def test_task_without_a_slot(self):
         self.queue()
-        with patch.object(Store, 'take', return_value=False):
+        with patch.object(Slot, 'take', return_value=False):
             with self.transaction():
                 Pool().get('email.queue').send_queued([])
         self.send_all()
@@ -115,7 +117,7 @@ class PushTestCase(WorkerTestCase):
     @unittest.skipIf(
         DB_NAME == ':memory:', "all transactions share one connection")
     def test_email_committed_while_the_sender_ends(self):
-        give_back = Store.give_back
+        give_back = Slot.give_back
 
         def late(store):
             if not self.late:
@@ -127,7 +129,7 @@ class PushTestCase(WorkerTestCase):
 
         self.late = None
         self.queue()
-        with patch.object(Store, 'give_back', late):
+        with patch.object(Slot, 'give_back', late):
             self.send_all()
         self.assertEqual(self.read(self.late, 'state'), 'sent')
 
@@ -194,7 +196,7 @@ class WorkerProcessesTestCase(WorkerTestCase):
         self.start_worker()
         self.warm_up()
         for _ in range(10):
-            self.queue_together(20)
+            self.queue_many(20)
             self.send_all()
         self.wait_until_sent(201)
 
@@ -227,7 +229,7 @@ class WorkerProcessesTestCase(WorkerTestCase):
         self.warm_up()
         self.server.delay = .005
         self.addCleanup(setattr, self.server, 'delay', 0)
-        self.queue_together(200)
+        self.queue_many(200)
         self.server.wait_for(20)
         self.stop_workers()
         self.assertIn('outbox', self.states())

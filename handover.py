@@ -1,0 +1,117 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""Hands a row over to a mail server: row → mail → outcome.
+
+Knows no database: called in the threads of the sessions.
+"""
+import logging
+from functools import partial
+
+from . import smtp
+from .mime import original_to
+from .settings import server_uri
+from .words import printable
+
+__all__ = ['client_for', 'client_of', 'hand_over']
+logger = logging.getLogger(__name__)
+
+
+def client_of(Model, settings, name, server=None):
+    return smtp.Client(
+        uri=server_uri(name),
+        server=server,
+        timeout=settings.timeout,
+        data_timeout=settings.data_timeout,
+        messages=settings.messages_per_connection,
+        recipients=settings.recipients,
+        verdict=Model.verdict,
+        tokens=partial(Model.access_token, name),
+        return_path=settings.return_path)
+
+
+def client_for(Model, settings, name):
+    "Return what the model has for a server, also where it fails to make it"
+    try:
+        return Model.get_client(name, settings)
+    except Exception as error:
+        logger.exception("no client for the server %s", name)
+        return _NoClient(printable(f"{type(error).__name__}: {error}"))
+
+
+class _NoClient:
+    "Leaves each email in the outbox, as a server in trouble does"
+    is_open = False
+
+    def __init__(self, words):
+        self._words = words
+
+    def deliver(self, mail):
+        return smtp.Outcome(trouble=smtp.Trouble(self._words, lasting=True))
+
+    def close(self):
+        pass
+
+    drop = close
+
+
+def _mail(row):
+    return smtp.Mail(
+        row.from_addr, tuple(row.remaining), bytes(row.msg),
+        tuple((row.mail_options or '').split()),
+        tuple((row.rcpt_options or '').split()))
+
+
+def hand_over(client, row, redirect):
+    if row.msg is None:
+        return _without_message(row)
+    try:
+        mail = _mail(row)
+        if redirect:
+            return _redirect(client, mail, redirect)
+        dead = dict(row.dead)
+        outcome = client.deliver(mail._replace(
+                to_addrs=tuple(a for a in mail.to_addrs if a not in dead)))
+        if not outcome.trouble:
+            outcome.refused.update(dead)
+            outcome.reasons.update(dict.fromkeys(dead, 'dead'))
+        return outcome
+    except Exception as error:
+        # A message without bytes, with an address that is none …
+        logger.debug("email %d can not be sent", row.id, exc_info=True)
+        # No suspect, because the server has no part in it
+        return _refusal(
+            row, printable(f"{type(error).__name__}: {error}"), 'unsendable')
+
+
+def _redirect(client, mail, address):
+    "Deliver to that address only, and return the outcome for the recipients"
+    outcome = client.deliver(mail._replace(
+            to_addrs=(address,),
+            data=original_to(mail.to_addrs) + mail.data))
+    if outcome.accepted:
+        outcome.accepted = list(mail.to_addrs)
+    for by_address in [outcome.refused, outcome.deferred, outcome.reasons]:
+        if address in by_address:
+            said = by_address.pop(address)
+            by_address.update(dict.fromkeys(mail.to_addrs, said))
+    return outcome
+
+
+def _without_message(row):
+    if not row.file_id:
+        return _refusal(row, '', 'no_message')
+    # Another machine may have it, or this one later; where all are missing it
+    # is trouble as of a server
+    outcome = smtp.Outcome()
+    outcome.defer(
+        row.remaining or [row.to_addrs], 'mail', '',
+        reason='not_in_filestore')
+    return outcome
+
+
+def _refusal(row, words, reason):
+    "Return the outcome of an email that no server was asked to take"
+    recipients = row.remaining or [row.to_addrs]
+    return smtp.Outcome(
+        refused=dict.fromkeys(recipients, words),
+        reasons=dict.fromkeys(recipients, reason))

@@ -1,0 +1,421 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""One run: a sender for each server, in a slot of its own.
+
+The thread of a sender owns its connection to the database. With several
+servers each has a thread with a sender.
+"""
+import logging
+import threading
+import time
+from contextlib import contextmanager
+
+import trytond.config as config
+from trytond.i18n import gettext
+from trytond.pool import Pool
+from trytond.transaction import Transaction
+
+from . import identity, shown, smtp
+from .exceptions import EmailQueueError
+from .handover import client_for, client_of, hand_over
+from .history import told
+from .known import accepted_since, login_of, recall, retain, suspected_alike
+from .policy import Deadline, after, suspected
+from .recorder import Gate, NotRecorded, Recorder, insist
+from .sender import Sender, log_row
+from .settings import Settings, server_uri, servers
+from .slot import BEAT_SECONDS, slot_numbers
+from .store import Store, waiting_servers
+from .tools import forget, own_transaction
+
+__all__ = ['in_trouble', 'run', 'send']
+logger = logging.getLogger(__name__)
+
+# A herd of tasks must not be one of connections
+TROUBLED_SECONDS = 10
+# What a worker's task waits for servers, which go on without it
+TASK_SECONDS = 1
+# A run that a person started in a client ends so early, because the client
+# waits for it
+BY_HAND_SECONDS = 10
+# In a row without anything to claim, though something is due
+IDLE_RUNS = 2
+# Of a thread: its transaction, and the sender's
+CONNECTIONS_EACH = 2
+# The caller's, and those that listen for the cache and the bus
+CONNECTIONS_BESIDE = 3
+_troubled_at = {}
+
+
+@contextmanager
+def _opened(Model, server=None):
+    "Return a store on a connection of its own"
+    with own_transaction(keep_context=True, autocommit=True):
+        store = Store(Model, server)
+        try:
+            yield store
+        finally:
+            store.slot.close()
+
+
+class _Caller:
+    """The transaction that a run is called in, of the calling thread.
+
+    It has nothing to do meanwhile, for which PostgreSQL may end it
+    (``idle_in_transaction_session_timeout``), and with it what the scheduler
+    has still to do.
+    """
+
+    def __init__(self):
+        transaction = Transaction()
+        self._connection = None
+        if transaction.database.has_select_for():
+            self._connection = transaction.connection
+        self._touched_at = time.monotonic()
+
+    def touch(self):
+        now = time.monotonic()
+        if not self._is_idle or now - self._touched_at < BEAT_SECONDS:
+            return
+        self._touched_at = now
+        try:
+            self._connection.cursor().execute('SELECT 1')
+        except self._connection.Error:
+            # Who owns it will find out
+            logger.warning("the caller's transaction is lost", exc_info=True)
+            self._connection = None
+
+    @property
+    def _is_idle(self):
+        return self._connection and (
+            self._connection.info.transaction_status.name == 'INTRANS')
+
+
+def in_trouble():
+    "Return whether this process met trouble with all servers a moment ago"
+    return all(map(_in_trouble, servers()))
+
+
+def _in_trouble(server):
+    troubled_at = _troubled_at.get((Transaction().database.name, server))
+    return (troubled_at is not None
+        and time.monotonic() - troubled_at < TROUBLED_SECONDS)
+
+
+def run(Model):
+    """Send the due emails of ``Model``, of each server that has a free slot.
+
+    :raises EmailQueueError: a server is in trouble or not configured, in words
+        that are the same in every run, or the database looks like a copy.
+    """
+    settings, names = Settings.read(), servers()
+    if settings.hold:
+        logger.warning("hold is set: nothing is sent")
+        return
+    _check_copy(settings)
+    context = Transaction().context
+    is_task = context.get('email_queue_task')
+    run_time = settings.run_time
+    if context.get('email_queue_by_hand'):
+        run_time = min(run_time, BY_HAND_SECONDS)
+    if is_task:
+        errors, names = [], [n for n in names if not _in_trouble(n)]
+    else:
+        errors = _missing(Model, names)
+    if (len(names) > 1 and Transaction().database.has_select_for()
+            and _enough_connections(len(names))):
+        errors += _drain_side_by_side(
+            Model, names, run_time, TASK_SECONDS if is_task else run_time)
+    else:
+        errors += _drain_in_turn(Model, names, run_time)
+    _tell(errors)
+
+
+def _enough_connections(servers):
+    "Return whether the servers can have their threads"
+    needed = servers * CONNECTIONS_EACH + CONNECTIONS_BESIDE
+    allowed = config.getint('database', 'maxconn', default=64)
+    if allowed < needed:
+        logger.warning(
+            "one server after another is sent to: maxconn is %d, "
+            "for %d servers side by side %d are needed",
+            allowed, servers, needed)
+    return allowed >= needed
+
+
+def _check_copy(settings):
+    with own_transaction(keep_context=True, autocommit=True):
+        identity.check()
+    if settings.redirect:
+        logger.warning(
+            "redirect is set: everything is sent to %s", settings.redirect)
+
+
+def _missing(Model, names):
+    "Return an error for each server that emails wait for in vain"
+    with _opened(Model) as store:
+        missing = [n for n in waiting_servers(Model) if n not in names]
+        for name in missing:
+            logger.warning("emails wait for the unknown server %s", name)
+            store.explain(name, 'no_server')
+    return [
+        EmailQueueError(
+            gettext('email_queue.msg_server_missing', server=name),
+            gettext('email_queue.msg_server_missing_description'))
+        for name in missing]
+
+
+def _tell(errors):
+    "Raise one error and report the others as the scheduler does with that"
+    # The scheduler tries again after what is not for the administrator
+    errors.sort(key=lambda e: isinstance(e, EmailQueueError))
+    for error in errors[1:]:
+        _report(error)
+    for error in errors[:1]:
+        raise error
+
+
+def _report(error):
+    if not isinstance(error, EmailQueueError):
+        logger.error("error in a run", exc_info=error)
+    elif method := Transaction().context.get('_cron'):
+        pool = Pool()
+        for cron in pool.get('ir.cron').search(
+                [('method', '=', method)], order=[('id', 'ASC')], limit=1):
+            pool.get('ir.error').report(cron, error)
+
+
+def _drain_in_turn(Model, names, seconds):
+    "Drain one server after another and return the errors"
+    errors = []
+    for name in names:
+        try:
+            _drain(Model, name, Deadline(seconds / len(names)))
+        except Exception as error:
+            errors.append(error)
+    return errors
+
+
+def _drain_side_by_side(Model, names, seconds, patience):
+    """Drain the servers in threads and return the errors.
+
+    A server that hangs for longer than the seconds of ``patience`` is left to
+    its thread: the next run finds its slot taken and sends to the others.
+    """
+    with _opened(Model) as store:
+        # Later it could take the slot of a dead sender from its thread
+        store.recover()
+    drains = [_Drain(Model, name, Deadline(seconds)) for name in names]
+    end, caller = time.monotonic() + patience, _Caller()
+    try:
+        for drain in drains:
+            drain.start()
+        for drain in drains:
+            while (drain.is_alive()
+                    and (seconds := end - time.monotonic()) > 0):
+                drain.join(min(seconds, BEAT_SECONDS))
+                caller.touch()
+    except BaseException:
+        for drain in drains:
+            drain.deadline.cut()
+        raise
+    return [d.error for d in drains if not d.leave() and d.error]
+
+
+class _Drain(threading.Thread):
+    """What a run does for one of several servers.
+
+    The interpreter waits for it at its end, so that nothing is sent twice.
+    """
+
+    def __init__(self, Model, server, deadline):
+        super().__init__(name=f'email_queue {server}')
+        transaction = Transaction()
+        self.deadline = deadline
+        self.error = None
+        self._Model = Model
+        self._server = server
+        self._database = transaction.database.name
+        self._context = transaction.context
+        self._is_over = self._is_left = False
+        self._lock = threading.Lock()
+
+    def run(self):
+        try:
+            with self._transaction():
+                _drain(self._Model, self._server, self.deadline)
+        except Exception as error:
+            self.error = error
+        with self._lock:
+            self._is_over = True
+        if self._is_left and self.error:
+            with self._transaction():
+                _report(self.error)
+
+    def _transaction(self):
+        return Transaction().start(self._database, 0, context=self._context)
+
+    def leave(self):
+        "Let it tell its error itself, unless it is over, and return whether"
+        with self._lock:
+            self._is_left = not self._is_over
+        return self._is_left
+
+
+def _drain(Model, server, deadline):
+    "Send the due emails of a server if a slot of it is free"
+    failed, more, idle = [], True, 0
+    try:
+        settings = Settings.read(server)
+        # What is due may be locked by somebody who takes long
+        while more and idle < IDLE_RUNS:
+            sender, more = _run(Model, server, settings, deadline)
+            if sender:
+                idle = 0 if sender.claimed else idle + 1
+                failed += sender.failed
+                _check_trouble(sender)
+    except NotRecorded as error:
+        raise EmailQueueError(
+            gettext('email_queue.msg_not_recorded', error=error),
+            gettext('email_queue.msg_not_recorded_description')) from error
+    finally:
+        _finish(Model, failed)
+
+
+def _check_trouble(sender):
+    if sender.in_trouble:
+        logger.warning(
+            "trouble with the server %s: %s",
+            _server_name(sender.store.server), sender.trouble)
+        _raise_trouble(sender.store.server, sender.trouble)
+
+
+def _raise_trouble(server, words):
+    _troubled_at[Transaction().database.name, server] = time.monotonic()
+    raise EmailQueueError(
+        gettext('email_queue.msg_server_trouble',
+            server=_server_name(server), error=words),
+        gettext('email_queue.msg_server_trouble_description'))
+
+
+def _server_name(server):
+    name = smtp.server_name(server_uri(server))
+    return f'{server} ({name})' if server else name
+
+
+def _finish(Model, failed):
+    try:
+        if failed:
+            Model.run_finished(failed)
+    except Exception:
+        # It is told for the convenience of users, what was done is recorded
+        logger.exception("error in the hook for the end of a run")
+
+
+def _run(Model, server, settings, deadline):
+    "Return the sender, None without a slot, and whether more is due"
+    caller = _Caller()
+    with _opened(Model, server) as store:
+        if not store.slot.take(slot_numbers(server, settings.senders)):
+            logger.info("no slot is free")
+            return None, False
+        try:
+            store.recover()
+            known = recall(store)
+            _check_login(store, known)
+            sender = Sender(store, settings, deadline, caller, known)
+            sender.drain()
+            _retain(store, sender.known, known)
+        finally:
+            store.slot.give_back()
+        # Whoever found no slot in the meantime relies on it
+        return sender, not sender.late and store.has_due()
+
+
+def _check_login(store, known):
+    """Check that a login can be tried.
+
+    Each one that is refused brings a server closer to banning this host.
+
+    :raises EmailQueueError: it is too early. A person who runs the job need
+        not wait.
+    """
+    by_hand = Transaction().context.get('email_queue_by_hand')
+    if not by_hand and known.login_waits(
+            login_of(store.server), store.now()):
+        _raise_trouble(store.server, known.trouble)
+
+
+def _retain(store, known, before):
+    try:
+        retain(store, known, before)
+    except store.Error:
+        # The emails are recorded, and the next run learns the same
+        logger.warning("what the run has learned is lost", exc_info=True)
+
+
+def send(email, server=None):
+    "Send one record: see EmailQueue.send"
+    Model, settings = type(email), Settings.read()
+    if settings.hold:
+        raise EmailQueueError(gettext('email_queue.msg_hold'))
+    _check_copy(settings)
+    caller = _Caller()
+    with _opened(Model) as store:
+        # A slot of its own, whatever runs
+        row = None
+        if store.slot.take([-email.id]):
+            try:
+                row = _send(store, email, settings, server, caller)
+            finally:
+                store.slot.give_back()
+    forget(Transaction())
+    if not row:
+        raise EmailQueueError(gettext(
+                'email_queue.msg_not_claimed', email=email.rec_name))
+    if row.state != 'sent':
+        error = shown.outcome(shown.labels(Model), row)
+        raise EmailQueueError(gettext(
+                'email_queue.msg_not_sent',
+                email=email.rec_name, error=error))
+
+
+def _send(store, email, settings, server, caller):
+    "Return the row as it was recorded, None where it can not be claimed"
+    for row in store.claim_record(email.id):
+        identity.remember()
+        outcome = None
+        if not row.expired(store.now()):
+            outcome = _send_row(store.Model, row, settings, server)
+        before, row = row, _judged(store, row, outcome, settings)
+        recorder = Recorder(store, Gate(1), settings, caller.touch)
+        recorder.add(told(before, row, outcome))
+        insist(recorder.finish)
+        log_row(row)
+        return row
+
+
+def _judged(store, row, outcome, settings):
+    "Return the row as it is to be recorded after it was sent alone"
+    now = store.now()
+    if not (outcome and outcome.refusal):
+        return after(row, outcome, now, settings)
+    known = recall(store)
+    if row.suspect_since and accepted_since(store, known, row.suspect_since):
+        return after(row, outcome, now, settings)
+    alone = not suspected_alike(store, known, row, outcome.refusal)
+    return suspected(row, outcome, now, settings, alone)
+
+
+def _send_row(Model, row, settings, server):
+    if not (server_uri(row.server) or server):
+        return smtp.Outcome(trouble=smtp.Trouble(
+                row.server, lasting=True, reason='no_server'))
+    settings = Settings.read(row.server)
+    if server is None:
+        client = client_for(Model, settings, row.server)
+    else:
+        client = client_of(Model, settings, row.server, server=server)
+    outcome = hand_over(client, row, settings.redirect)
+    client.close()
+    return outcome

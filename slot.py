@@ -1,0 +1,506 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""The place of one sender, and the connection by which it holds the place.
+
+Two kinds: on PostgreSQL an advisory lock, which ends with the connection, and
+on SQLite the time at which the sender has touched its rows. Knows no SMTP and
+no outcome.
+"""
+import datetime as dt
+import logging
+import os
+import random
+import socket
+import time
+import zlib
+from contextlib import contextmanager
+
+from sql import Literal, Null, Select
+from sql.functions import Function
+
+from trytond import backend
+from trytond.i18n import gettext
+from trytond.transaction import Transaction
+
+from .exceptions import EmailQueueError
+from .tools import utc_now
+
+__all__ = ['BEAT_SECONDS', 'slot_for', 'slot_numbers']
+logger = logging.getLogger(__name__)
+
+# The first of the two integers of the module's advisory locks
+LOCK_CLASS = zlib.crc32(b'email_queue') - 2 ** 31
+NAMED_SLOTS = 2 ** 30
+# The setting of PostgreSQL that a sender marks its session with
+MARK = 'email_queue.session'
+SESSION_TRIES = 3
+BEAT_SECONDS = 1
+# Either end of the connection notices within a minute that the other is gone
+KEEPALIVE = {'idle': 20, 'interval': 10, 'count': 4}
+UNANSWERED_SECONDS = 60
+STATEMENT_SECONDS = 60
+# While emails are sent a lock must not hold up what is not locked
+LOCK_SECONDS, LOCK_SECONDS_SENDING = 30, 0.1
+LOCKED_OUT = '55P03'
+# What is over when the statement is tried again a moment later
+PASSING = {LOCKED_OUT, '40001', '40P01', '57014'}
+# So that neither role nor database nor a transaction of trytond, which leaves
+# its time-out on the connections of the pool, decides for a sender
+SESSION = {
+    **{f'tcp_keepalives_{name}': str(n) for name, n in KEEPALIVE.items()},
+    # No probe is sent while an answer is on its way: PostgreSQL 12 and later
+    'tcp_user_timeout': f'{UNANSWERED_SECONDS}s',
+    'statement_timeout': f'{STATEMENT_SECONDS}s',
+    'lock_timeout': f'{LOCK_SECONDS}s',
+    'idle_in_transaction_session_timeout': '0',
+    'idle_session_timeout': '0',
+    'transaction_timeout': '0',
+    'default_transaction_isolation': 'read committed',
+    }
+# Without locks a row is orphaned when its sender has not touched it so long
+ORPHANED_SECONDS = 60
+BUSY_SECONDS = 60
+
+
+class TryLock(Function):
+    __slots__ = ()
+    _function = 'pg_try_advisory_lock'
+
+
+class Lock(Function):
+    __slots__ = ()
+    _function = 'pg_advisory_lock'
+
+
+class Unlock(Function):
+    __slots__ = ()
+    _function = 'pg_advisory_unlock'
+
+
+class BackendPid(Function):
+    __slots__ = ()
+    _function = 'pg_backend_pid'
+
+
+class CurrentSetting(Function):
+    __slots__ = ()
+    _function = 'current_setting'
+
+
+class SetConfig(Function):
+    __slots__ = ()
+    _function = 'set_config'
+
+
+def slot_numbers(server, count):
+    """Yield the numbers of the slots of a server.
+
+    They are the same everywhere. Those of the default server count from 1,
+    those of named servers are from 2 ** 30 on, and negative numbers belong to
+    ``EmailQueue.send``.
+    """
+    for number in range(1, count + 1):
+        if server:
+            number = NAMED_SLOTS + zlib.crc32(
+                f'{server} {number}'.encode('utf-8')) % NAMED_SLOTS
+        yield number
+
+
+def slot_for(Model):
+    "Return a slot on the connection of the current transaction"
+    if Transaction().database.has_select_for():
+        return LockSlot(Model)
+    return TouchedSlot(Model)
+
+
+class Slot:
+    """A place of a sender, and the connection by which it is held.
+
+    The connection is in autocommit mode: every statement commits.
+
+    :param Model: the queue.
+    """
+    # Whether the connection that the slot was taken on is of no more use
+    is_lost = False
+
+    def __init__(self, Model):
+        transaction = Transaction()
+        self.connection = transaction.connection
+        self.database = transaction.database
+        self.number = None
+        self.used_at = self._beaten_at = time.monotonic()
+        self._table = Model.__table__()
+        self._prepare()
+
+    @property
+    def Error(self):
+        "The base class of the errors of the database"
+        return self.connection.Error
+
+    @staticmethod
+    def is_locked_out(error):
+        "Whether the statement waited for a lock in vain"
+        return getattr(error, 'sqlstate', None) == LOCKED_OUT
+
+    @staticmethod
+    def is_passing(error):
+        "Whether the statement may succeed a moment later"
+        return getattr(error, 'sqlstate', None) in PASSING
+
+    def execute(self, query):
+        "Execute a query of python-sql, which commits, and return the cursor"
+        cursor = self.connection.cursor()
+        cursor.execute(*query)
+        self.used_at = time.monotonic()
+        return cursor
+
+    def execute_many(self, query, parameters):
+        "Execute a query with each of the parameters and return the cursor"
+        cursor = self.connection.cursor()
+        cursor.executemany(query, parameters)
+        self.used_at = time.monotonic()
+        return cursor
+
+    def holds(self, table):
+        "Return the condition of the rows that the sender holds"
+        return (table.state == 'sending') & (table.sender == self.number)
+
+    def beat(self):
+        "Show that the sender lives, once a second at most"
+        now = time.monotonic()
+        if now - self._beaten_at >= BEAT_SECONDS:
+            self._beaten_at = now
+            self._beat()
+
+
+class LockSlot(Slot):
+    """An advisory lock of PostgreSQL on the session of the connection.
+
+    It is held exactly as long as the sender has the connection.
+    """
+
+    def __init__(self, Model):
+        # What the session is marked with, None while no slot is taken
+        self._session = None
+        # The connection that has the lock, and its backend
+        self._holder = self._backend = None
+        super().__init__(Model)
+
+    def _prepare(self):
+        _set_session(self.connection)
+        _keep_alive(self.connection)
+
+    def close(self):
+        "Give the connection back as others expect it, without a slot"
+        if self._is_ready:
+            try:
+                _reset_session(self.connection)
+            except self.Error:
+                # The pool will not have it again
+                self.connection.close()
+        else:
+            self.connection.close()
+        self.number = None
+
+    @property
+    def is_lost(self):
+        return self._holder is not self.connection or not self._is_ready
+
+    @property
+    def _is_ready(self):
+        # An interrupt may have come in the middle of a statement
+        info = self.connection.info
+        return (info.transaction_status.name == 'IDLE'
+            and info.pipeline_status.name == 'OFF')
+
+    def take(self, numbers):
+        """Take one of the slots and return whether one was free.
+
+        :raises EmailQueueError: the connection has no session of its own.
+        """
+        self._begin_session()
+        self.number = next(filter(self._lock, numbers), None)
+        if self.number is None:
+            self._mark('')
+            return False
+        self._holds()
+        return True
+
+    def give_back(self):
+        try:
+            self._unlock(self.number)
+            self._mark('')
+        except backend.DatabaseOperationalError:
+            # Lost with the connection
+            pass
+        self.number = None
+
+    def reconnect(self):
+        """Take the slot again on another connection and return whether it is.
+
+        The server may not know yet that the old connection is lost. Its
+        backend is ended, so that the slot is free at once.
+        """
+        if not self._is_ready:
+            self.connection.close()
+            transaction = Transaction()
+            connection = self.database.get_connection(autocommit=True)
+            self.database.put_connection(self.connection)
+            self.connection = transaction.connection = connection
+            self._prepare()
+            if self._session:
+                self._mark(self._session)
+        if self._end_backend():
+            self.execute(Select([Lock(LOCK_CLASS, self.number)]))
+        elif not self._lock(self.number):
+            return False
+        self._holds()
+        self._set_lock_timeout(LOCK_SECONDS_SENDING)
+        return True
+
+    def _holds(self):
+        (self._backend,) = self.execute((
+                "SELECT pid, backend_start FROM pg_stat_activity "
+                "WHERE pid = pg_backend_pid()", [])).fetchall()
+        self._holder = self.connection
+
+    def _end_backend(self):
+        "End the backend that holds the slot, if it is our own old one"
+        pid, started = self._backend
+        return self.execute((
+                "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a "
+                "JOIN pg_locks l ON l.pid = a.pid "
+                "WHERE a.pid = %s AND a.backend_start = %s "
+                "AND a.pid <> pg_backend_pid() "
+                "AND l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted "
+                "AND l.classid = %s AND l.objid = %s "
+                "AND l.database = (SELECT oid FROM pg_database "
+                "WHERE datname = current_database())",
+                [pid, started, LOCK_CLASS % 2 ** 32, self.number % 2 ** 32])
+            ).fetchall()
+
+    def _lock(self, number):
+        (locked,), = self.execute(
+            Select([TryLock(LOCK_CLASS, number)])).fetchall()
+        return locked
+
+    def _unlock(self, number):
+        self.execute(Select([Unlock(LOCK_CLASS, number)]))
+
+    @contextmanager
+    def hurried(self):
+        "Wait for no lock for longer than a moment"
+        self._set_lock_timeout(LOCK_SECONDS_SENDING)
+        try:
+            yield
+        finally:
+            if not self.is_lost:
+                self._set_lock_timeout(LOCK_SECONDS)
+
+    def _set_lock_timeout(self, seconds):
+        self.execute((
+                "SELECT set_config('lock_timeout', %s, false)",
+                [f'{int(seconds * 1000)}ms']))
+
+    @contextmanager
+    def atomic(self):
+        "Let several statements commit together"
+        with self.connection.transaction():
+            yield
+
+    def _beat(self):
+        self.execute(Select([Literal(1)]))
+
+    def dead(self, numbers):
+        """Yield the numbers whose senders have died.
+
+        Each number is locked until the next one is asked for.
+        """
+        if not self._session:
+            self._check_pooler()
+        for number in numbers:
+            if number is None or number == self.number:
+                yield number
+            elif self._lock(number):
+                yield number
+                self._unlock(number)
+
+    @staticmethod
+    def is_orphaned(table):
+        "Return the condition of the rows of a dead sender that can be taken"
+        return Literal(True)
+
+    # Behind a pooler like PgBouncer each transaction may have another session.
+    # A lock would stay with one that others use, and keep nobody away.
+
+    def _check_pooler(self):
+        pid, name = self.execute(Select([
+                    BackendPid(), CurrentSetting(MARK, True)])).fetchone()
+        # A pooler does not tell the pid of a server process
+        if (pid != self.connection.info.backend_pid
+                and (name or self._is_lent(pid))):
+            raise _no_session()
+
+    def _is_lent(self, pid):
+        "Return whether another transaction moves the session, or gets it"
+        try:
+            other = self.database.get_connection()
+        except backend.DatabaseOperationalError:
+            # The claims will show it
+            return False
+        try:
+            for _ in range(SESSION_TRIES):
+                cursor = other.cursor()
+                cursor.execute(*Select([BackendPid()]))
+                other_pid, = cursor.fetchone()
+                own_pid, = self.execute(Select([BackendPid()])).fetchone()
+                other.rollback()
+                if other_pid == pid or own_pid != pid:
+                    return True
+            return False
+        finally:
+            self.database.put_connection(other)
+
+    def _begin_session(self):
+        self._check_pooler()
+        self._session = f'{random.getrandbits(64):x}'
+        self._mark(self._session)
+
+    def _mark(self, name):
+        self.execute(Select([SetConfig(MARK, name, False)]))
+
+    def _in_session(self):
+        return CurrentSetting(MARK, True) == self._session
+
+    def of_session(self, where):
+        "Return the condition of a claim, for the sender's own session only"
+        return where & self._in_session() if self._session else where
+
+    def check_session(self):
+        """Check that the session still is the sender's own.
+
+        :raises EmailQueueError: it is another one.
+        """
+        if self._session:
+            (mine,), = self.execute(Select([self._in_session()])).fetchall()
+            if not mine:
+                raise _no_session()
+
+
+class TouchedSlot(Slot):
+    """Rows that were touched a moment ago, where there are no locks.
+
+    There is one place: while a row in the state sending was touched within the
+    last minute, its sender lives.
+    """
+
+    def _prepare(self):
+        self.connection.execute(
+            f'PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}')
+
+    def close(self):
+        self.number = None
+
+    def take(self, numbers):
+        "Return whether no other sender lives; the number is a random one"
+        if not self._others():
+            self.number = random.getrandbits(31)
+        return self.number is not None
+
+    def _others(self):
+        t = self._table
+        return self.execute(t.select(
+                t.id,
+                where=(t.state == 'sending')
+                & (t.write_date >= _ago(ORPHANED_SECONDS)),
+                limit=1)).fetchone()
+
+    def give_back(self):
+        self.number = None
+
+    @contextmanager
+    def hurried(self):
+        "Wait for others that write as ever, because all of them do it shortly"
+        yield
+
+    @contextmanager
+    def atomic(self):
+        "Let several statements commit together"
+        if self.connection.in_transaction:
+            # One database for all connections of a thread
+            yield
+        else:
+            self.connection.execute('BEGIN IMMEDIATE')
+            with self.connection:
+                yield
+
+    def _beat(self):
+        t = self._table
+        self.execute(t.update(
+                [t.write_date], [utc_now()], where=self.holds(t)))
+
+    def dead(self, numbers):
+        "Yield all numbers, because :meth:`is_orphaned` tells whose rows go"
+        yield from numbers
+
+    @staticmethod
+    def is_orphaned(table):
+        "Return the condition of the rows that nobody has touched for long"
+        return (
+            (table.write_date < _ago(ORPHANED_SECONDS))
+            | (table.write_date == Null))
+
+    def of_session(self, where):
+        return where
+
+    def check_session(self):
+        pass
+
+
+def _no_session():
+    return EmailQueueError(
+        gettext('email_queue.msg_no_session'),
+        gettext('email_queue.msg_no_session_description'))
+
+
+def _ago(seconds):
+    return dt.datetime.now() - dt.timedelta(seconds=seconds)
+
+
+def _set_session(connection):
+    "Set what this server knows of the settings of a sender's session"
+    connection.cursor().execute(
+        "SELECT set_config(name, value, false) "
+        "FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
+        "WHERE current_setting(name, true) IS NOT NULL",
+        [list(SESSION), list(SESSION.values())])
+
+
+def _reset_session(connection):
+    cursor = connection.cursor()
+    cursor.execute(
+        "SELECT name, pg_advisory_unlock_all() "
+        "FROM unnest(%s::text[]) AS s (name) "
+        "WHERE current_setting(name, true) IS NOT NULL", [list(SESSION)])
+    # One query, where the names have been checked
+    cursor.execute('; '.join(f'RESET {name}' for name, _ in cursor.fetchall()))
+
+
+def _keep_alive(connection):
+    """Let this end, too, notice within a minute that the other is gone.
+
+    On PostgreSQL a lock lasts until the server knows so.
+    """
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        if sock.family == socket.AF_UNIX:
+            return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in [
+                ('TCP_KEEPIDLE', KEEPALIVE['idle']),
+                ('TCP_KEEPINTVL', KEEPALIVE['interval']),
+                ('TCP_KEEPCNT', KEEPALIVE['count']),
+                ('TCP_USER_TIMEOUT', 1000 * KEEPALIVE['idle']),
+                ]:
+            if hasattr(socket, option):
+                sock.setsockopt(
+                    socket.IPPROTO_TCP, getattr(socket, option), seconds)

@@ -1,0 +1,95 @@
+# This file is part of email_queue.  The COPYRIGHT file at the top level of
+# this repository contains the full copyright notices and license terms.
+"""What several files need of SQL, clocks and transactions.
+
+Knows nothing of emails and imports no other file of the module.
+"""
+import datetime as dt
+from contextlib import contextmanager, nullcontext
+
+from sql import For, Select
+from sql.functions import AtTimeZone, CurrentTimestamp, DateTrunc, Function
+
+from trytond import backend
+from trytond.transaction import Transaction, without_check_access
+
+__all__ = [
+    'Tuple', 'database_time', 'forget', 'locking', 'moment',
+    'own_transaction', 'utc_now']
+
+
+class Tuple(Function):
+    "Several expressions that are compared as one: (a, b) > (1, 2)"
+    __slots__ = ()
+    _function = ''
+
+
+def utc_now():
+    """Return the time of the database's clock, as naive UTC, for a query.
+
+    Not the ``CurrentTimestamp`` of trytond, because that is in the time zone
+    of the server on PostgreSQL, and stands still during a transaction on
+    SQLite.
+    """
+    if backend.name == 'postgresql':
+        return AtTimeZone(CurrentTimestamp(), 'UTC')
+    return dt.datetime.now()
+
+
+def moment():
+    """Return what :func:`utc_now` does, in whole seconds.
+
+    Clients show no parts of a second, and PostgreSQL would round up.
+    """
+    if backend.name == 'postgresql':
+        return DateTrunc('second', utc_now())
+    return utc_now().replace(microsecond=0)
+
+
+def database_time():
+    """Return the time of the database's clock as a naive ``datetime`` in UTC.
+
+    On PostgreSQL it is asked for in the current transaction.
+    """
+    if backend.name != 'postgresql':
+        return dt.datetime.now()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*Select([utc_now()]))
+    return cursor.fetchone()[0]
+
+
+def locking(query, skip=True):
+    """Let a query lock the rows that it selects, and return it.
+
+    Changes nothing on SQLite, where one transaction writes at a time.
+
+    :param skip: whether rows that another transaction has locked are left out.
+        Else the query waits for them.
+    """
+    database = Transaction().database
+    if database.has_select_for():
+        Locks = database.get_select_for_skip_locked() if skip else For
+        query.for_ = Locks('UPDATE')
+    return query
+
+
+def forget(transaction):
+    "Drop what the ORM has read, because SQL has changed it"
+    for cache in transaction.cache.values():
+        cache.clear()
+
+
+@contextmanager
+def own_transaction(keep_context=False, **options):
+    """Run in a new transaction of user 0, without checks of access.
+
+    :param keep_context: whether the context of the caller's transaction is
+        kept. Else it is empty, as it is in a scheduled job.
+    :param options: those of ``Transaction.new_transaction``.
+    """
+    with Transaction().new_transaction(**options) as transaction:
+        context = (
+            nullcontext() if keep_context else transaction.reset_context())
+        # The check last, because it is a part of the context
+        with transaction.set_user(0), context, without_check_access():
+            yield transaction
