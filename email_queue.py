@@ -32,7 +32,8 @@ from .address import (
 from .exceptions import (
     EmailQueueError, ExpiredWarning, UncertainWarning, UrgentWarning)
 from .mime import describe, prepare
-from .recipients import remaining
+from .parts import part_ids
+from .recipients import remaining, split_addresses
 from .retention import Retention
 from .shown import Titled, in_whole_seconds
 from .store import CRASHES_ALONE
@@ -132,19 +133,29 @@ class EmailQueue(
                 }),
         'get_contents')
     html = fields.Function(
-        fields.Text("HTML as Text",
+        fields.Text("HTML",
             states={
                 'invisible': ~Eval('html'),
                 },
-            help="The text of the HTML, which is not displayed itself."),
+            help="The HTML without what could be fetched or executed, "
+            "with the targets of its links."),
         'get_contents')
     attachments = fields.Function(
-        fields.Text("Attachments",
+        fields.Many2Many(
+            'email.queue.attachment', None, None, "Attachments", readonly=True,
             states={
                 'invisible': ~Eval('attachments'),
                 },
-            help="The name, type and size of each attachment."),
+            help="The files in the message. Open one by the icon beside its "
+            "size."),
         'get_contents')
+    recipients = fields.Function(
+        fields.Many2Many(
+            'email.queue.recipient', None, None, "Recipients", readonly=True,
+            help="Those who do not have the email come first."),
+        'get_recipients')
+    to_count = fields.Function(
+        fields.Integer("Number of Recipients"), 'get_to_count')
     size = fields.Integer(
         "Size", required=True, readonly=True,
         help="The number of bytes of the message.")
@@ -307,7 +318,10 @@ class EmailQueue(
             ('cancelled', "Cancelled"),
             ], "State", sort=False, required=True, readonly=True)
     outcome = fields.Function(
-        fields.Char("What Became of It"),
+        fields.Char("What Became of It",
+            states={
+                'invisible': ~Eval('outcome'),
+                }),
         'get_outcome', searcher='search_outcome')
     sent_or_due = fields.Function(
         fields.Timestamp(
@@ -627,9 +641,14 @@ class EmailQueue(
                 # One after another as a read loads all that are browsed
                 reading = preview.read(cls(email.id).msg or b'')
                 for name in names:
-                    contents[name][email.id] = (
-                        _shown(reading, name) or None)
+                    contents[name][email.id] = _shown(email, reading, name)
         return contents
+
+    def get_recipients(self, name):
+        return part_ids(self.id, self.to_count)
+
+    def get_to_count(self, name):
+        return len(split_addresses(self.to_addrs))
 
     @classmethod
     def get_notice(cls, emails, name):
@@ -685,6 +704,13 @@ class EmailQueue(
                             | Bool(Eval('suspect_since'))),
                         'warning', '')),
                 ['state', 'uncertain', 'suspect_since']),
+            # The text is beside the HTML only where there is none
+            ('/form//group[@id="text"]', 'states',
+                {'invisible': Bool(Eval('html'))}, ['html']),
+            ('/form//page[@id="plain"]', 'states',
+                {'invisible': ~Eval('html')}, ['html']),
+            ('/form//group[@id="files"]', 'states',
+                {'invisible': ~Eval('attachments')}, ['attachments']),
             ]
 
     @classmethod
@@ -1246,28 +1272,18 @@ def _read_allowed(Model, ids, names):
             *_read_allowed(Model, ids[middle:], names)]
 
 
-def _shown(reading, name):
-    "Return what the field of that name shows of a message"
+def _shown(email, reading, name):
+    "Return what the field of that name shows of the message of an email"
     if name == 'headers':
-        return '\n'.join(f'{n}: {v}' for n, v in reading.headers)
-    if name == 'attachments':
-        lines = [
-            f'{a.name} ({a.type}, {_size(a.size)})' if a.name
-            else f'{a.type} ({_size(a.size)})' for a in reading.attachments]
-        if not reading.complete:
-            lines.append('…')
-        return '\n'.join(lines)
-    return getattr(reading, name)
-
-
-def _size(size):
-    for unit in ['B', 'KiB']:
-        if size < 1024:
-            break
-        size /= 1024
+        text = '\n'.join(f'{n}: {v}' for n, v in reading.headers)
+    elif name == 'attachments':
+        return part_ids(email.id, len(reading.attachments))
+    elif name == 'html':
+        text = preview.rich_text('\n'.join(reading.sources))
     else:
-        unit = 'MiB'
-    return f'{size:.3g} {unit}' if size < 1000 else f'{size:.0f} {unit}'
+        # What has no text of its own is read as the text of the HTML
+        text = reading.text or reading.html
+    return text or None
 
 
 class _Push:

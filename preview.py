@@ -7,18 +7,24 @@ as the standard library's parser, takes linear time and never raises, while the
 parser raises LookupError at an unknown charset.
 """
 import binascii
+import mimetypes
 import re
+from html import escape
+from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import lxml.html
+import nh3
 
 from .mime import decoded, header_fields, value_of, with_crlf
 from .words import (
     decoded_words, from_base64, in_charset, printable, unquoted, with_domains)
 
 # What is looked at to show a message
-READ_SIZE, HEADER_SIZE, TEXT_SIZE = 16 * 1024 ** 2, 64 * 1024, 128 * 1024
+READ_SIZE, HEADER_SIZE, TEXT_SIZE = 40 * 1024 ** 2, 64 * 1024, 128 * 1024
+# Of HTML as rich text, which clients show slowly: the rest is in the text
+RICH_SIZE, RICH_LINES = 32 * 1024, 1000
 PARTS, DEPTH, FIELDS = 200, 20, 50
 FIELD_SIZE = 4 * 1024
 SHOWN_FIELDS = {
@@ -26,11 +32,23 @@ SHOWN_FIELDS = {
         'From', 'Sender', 'Reply-To', 'To', 'Cc', 'Date', 'Subject',
         'Message-ID', 'In-Reply-To', 'Auto-Submitted', 'List-Id',
         'List-Unsubscribe']}
+# What the rich text of both clients knows, none with attributes
+RICH_TAGS = {'b', 'br', 'div', 'i', 'u'}
+STYLES = {
+    **dict.fromkeys(
+        ['b', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'strong', 'th'], 'b'),
+    'cite': 'i', 'em': 'i', 'i': 'i', 'a': 'u', 'ins': 'u', 'u': 'u'}
+# Names of files that a system can have, however long the one in a message is
+NAME_LENGTH = 100
+EXTENSIONS = {'message/rfc822': '.eml', 'text/plain': '.txt'}
 # Their text is none
 HIDDEN_TAGS = {'head', 'script', 'style', 'template', 'title'}
 # One parameter, with the quotes of a value that has no end
 _parameter = re.compile(
     r'[^;"]*?([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*(?:"|\Z)|[^;]*)[^;]*')
+# In the name of a file, on any system
+_forbidden = re.compile(r'[\\/:*?"<>|]')
+_extension = re.compile(r'\.\w{1,8}$')
 _long_tag = re.compile(r'<([A-Za-z][A-Za-z0-9]*)[^<>]{2000,}')
 _continued = re.compile(r'(.+?)(?:\*(\d{1,3}))?(\*?)')
 _tag_texts = {
@@ -53,13 +71,15 @@ class Reading(NamedTuple):
     """What a person reads of a message.
 
     ``headers`` are pairs of name and value, ``complete`` is False where the
-    list of attachments is not.
+    list of attachments is not, ``html`` is the text of the HTML, ``sources``
+    the HTML itself.
     """
     headers: list
     text: str
     html: str
     attachments: list
     complete: bool
+    sources: list
 
 
 class _Part(NamedTuple):
@@ -111,6 +131,21 @@ class _Part(NamedTuple):
         text = in_charset(body[:TEXT_SIZE], parameters.get('charset'))
         return f'{text}\n…' if len(body) > TEXT_SIZE else text
 
+    def file_name(self, number):
+        """Return a name for a file with the attachment.
+
+        :param number: what tells it from others without name.
+        """
+        name = self.name
+        if not name and self.type == 'message/rfc822':
+            fields, _ = _part_header(self.data)
+            name = decoded(dict(reversed(fields)).get(b'subject', b''))
+        name = _forbidden.sub('_', name).strip(' .') or str(number)
+        if not _extension.search(name):
+            name += EXTENSIONS.get(
+                self.type, mimetypes.guess_extension(self.type) or '')
+        return name[-NAME_LENGTH:]
+
     def _parameters(self, name):
         return _value_and_parameters(self.fields.get(name, b''))
 
@@ -141,7 +176,14 @@ def read(data):
             for name, field in fields if name in SHOWN_FIELDS][:FIELDS],
         _tidy('\n'.join(texts['text/plain'])),
         _tidy('\n'.join(map(html_text, texts['text/html']))),
-        attachments, complete)
+        attachments, complete, texts['text/html'])
+
+
+def attached(data):
+    "Return the parts of stored bytes that are attachments, as of ``read``"
+    data = with_crlf(bytes(data[:READ_SIZE]))
+    return [
+        part for part in islice(_leaves(data), PARTS) if not part.is_text]
 
 
 def _leaves(data):
@@ -225,6 +267,63 @@ def _split(data, start, boundary):
 
 def html_text(text):
     "Return the text that is in HTML, with the targets of its links"
+    return with_domains(''.join(words for _, words in _runs(text)))
+
+
+def rich_text(text):
+    """Return HTML as the rich text that Tryton's clients show.
+
+    Lines of bold, italic and underlined text with the targets of links, and
+    nothing else: the output is built from the words of ``text``, and ``nh3``
+    drops whatever would not be such a line. Nothing of it can be fetched or
+    executed.
+    """
+    lines, size = [[]], 0
+    for style, words in _runs(text):
+        first, *rest = words[:RICH_SIZE].split('\n')
+        lines[-1].append((style, first))
+        lines += [[(style, part)] for part in rest]
+        size += len(words)
+        if size > RICH_SIZE or len(lines) > RICH_LINES:
+            lines.append([('', '…')])
+            break
+    rich = []
+    for line in map(_rich_line, lines):
+        # Of blank lines one after another one is enough
+        if line or rich and rich[-1]:
+            rich.append(line)
+    while rich and not rich[-1]:
+        rich.pop()
+    return nh3.clean(
+        ''.join(f'<div>{line or "<br>"}</div>' for line in rich),
+        tags=RICH_TAGS, attributes={}, link_rel=None)
+
+
+def _rich_line(runs):
+    "Return the markup of a line, of pairs of style and words"
+    merged = [['', '']]
+    for style, words in runs:
+        words = _shown(words)
+        if merged[-1][0] == style:
+            merged[-1][1] += words
+        elif words:
+            merged.append([style, words])
+    if not any(words.strip() for _, words in merged):
+        return ''
+    markup = ''
+    for style, words in merged:
+        words = escape(with_domains(words), quote=False)
+        markup += f'<{style}>{words}</{style}>' if style else words
+    return markup
+
+
+def _runs(text):
+    """Yield the words that are in HTML, each with its style.
+
+    A style is one of ``STYLES`` or nothing. Words have one at most: how
+    several are nested is not the same for each client, which would take its
+    own way to write them for a change by the user.
+    """
     try:
         root = lxml.html.document_fromstring(
             # libxml2 takes quadratic time for the attributes of a tag
@@ -232,22 +331,30 @@ def html_text(text):
             parser=lxml.html.HTMLParser(encoding='utf-8', huge_tree=True))
     except lxml.etree.LxmlError:
         # There is nothing in it
-        return ''
-    chunks, hidden = [], 0
+        return
+    hidden, depths = 0, dict.fromkeys('bui', 0)
+
+    def styled(*words):
+        style = next((s for s, depth in depths.items() if depth), '')
+        return [(style, w) for w in words if w]
     for event, element in lxml.etree.iterwalk(
             root, events=['start', 'end', 'comment', 'pi']):
         tag = element.tag if isinstance(element.tag, str) else ''
+        style = STYLES.get(tag)
         if event == 'start':
             hidden += tag in HIDDEN_TAGS
+            if style:
+                depths[style] += 1
             if not hidden:
-                chunks += [_tag_texts.get(tag, ''), _words(element.text)]
+                yield from styled(_tag_texts.get(tag), _words(element.text))
             continue
+        if style and event == 'end':
+            depths[style] -= 1
         if not hidden and event == 'end':
-            chunks += [_target(element), _tag_texts.get(f'/{tag}', '')]
+            yield from styled(_target(element), _tag_texts.get(f'/{tag}'))
         hidden -= tag in HIDDEN_TAGS
         if not hidden:
-            chunks.append(_words(element.tail))
-    return with_domains(''.join(chunks))
+            yield from styled(_words(element.tail))
 
 
 def _target(element):
@@ -260,14 +367,19 @@ def _words(text):
     return re.sub(r'\s+', ' ', text or '')
 
 
+def _shown(text):
+    "Return ``text`` without what can not be shown"
+    return ''.join(
+        c if c.isprintable() or c in '\n\t' else ' ' if c.isspace() else ''
+        for c in text)
+
+
 def _tidy(text):
     "Return ``text`` without what can not be shown and without empty space"
     cut = len(text) > TEXT_SIZE
     text = text[:TEXT_SIZE].replace('\r\n', '\n').replace('\r', '\n')
     text = text.encode('utf-8', 'replace').decode('utf-8')
-    text = ''.join(
-        c if c.isprintable() or c in '\n\t' else ' ' if c.isspace() else ''
-        for c in text)
+    text = _shown(text)
     lines = [line.rstrip() for line in text.split('\n')]
     text = re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)).strip('\n')
     return text + '\n…' if cut else text

@@ -27,6 +27,8 @@ major, minor = map(int, version.split('.')[:2])
 # one, which is the series of the version.
 requires = [
     'idna',
+    'lxml',
+    'nh3',
     'python-sql',
     'trytond >= 8.0, < 8.3',
     ]

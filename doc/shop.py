@@ -24,7 +24,13 @@ CUSTOMERS = {
     'lindqvist': ("Lindqvist & Sons", ['ap@lindqvist.example']),
     'club': ("Model Railway Club", ['members@railway-club.example']),
     'hughes': ("Owen Hughes", ['owen@hughes.example']),
+    'krüger': ("Anneliese Krüger", ['a.krueger@krueger.example']),
+    'hobby': ("Hobbyhaus Sachsen", ['bestellung@hobbyhaus.example']),
+    'friends': ("Friends of Tin", [
+            f'member{number}@friends.example' for number in range(1, 301)]),
     }
+# Who is written to in German
+GERMAN = {'becker', 'krüger', 'hobby'}
 # What the mail servers of the customers say to an address at a step
 ANSWERS = {
     ('rcpt', 'k.vogel@becker.example'):
@@ -34,6 +40,10 @@ ANSWERS = {
     ('rcpt', 'pedidos@garcia.example'):
         "450 4.2.0 greylisted, try again in 300 seconds",
     ('rcpt', 'owen@hughes.example'): "552 5.2.2 mailbox full",
+    ('rcpt', 'bestellung@hobbyhaus.example'):
+        "451 4.3.0 temporary lookup failure",
+    ('rcpt', 'member17@friends.example'): "550 5.1.1 no such user",
+    ('rcpt', 'member204@friends.example'): "552 5.2.2 mailbox full",
     ('dot', 'ap@lindqvist.example'): "close",
     }
 # From, subject, priority, text, attachment
@@ -57,10 +67,45 @@ KINDS = {
         'no-reply', "Reset your password", 'urgent',
         "open https://tinplate.example/password/{number} to choose a new "
         "password. The link is good for an hour.", None),
+    'complaint': (
+        'orders', "Fw: Crane without hook", 'normal',
+        "we are sorry, and send the missing hook of {number} tomorrow. Your "
+        "letter and the photo are attached.", 'photo.jpg'),
+    'greetings': (
+        'news', "A merry Christmas from the workshop", 'bulk',
+        "our workshop closes on 24 December and opens on 4 January.", None),
+    'blank': ('orders', "", 'normal', "the plan that you asked for.", None),
     'news': (
         'news', "New in the workshop: the harbour crane", 'bulk',
         "the harbour crane of 1932 is back, in red and in green.", None),
     }
+GERMAN_KINDS = {
+    'order': (
+        "Ihre Bestellung {number}",
+        "vielen Dank für Ihre Bestellung {number}. Wir melden uns, sobald sie "
+        "unsere Werkstatt verlässt."),
+    'shipped': (
+        "Ihre Bestellung {number} ist unterwegs",
+        "Ihre Bestellung {number} hat heute unsere Werkstatt verlassen."),
+    'invoice': (
+        "Rechnung {number}",
+        "anbei unsere Rechnung {number}, zahlbar innerhalb von 14 Tagen."),
+    'reminder': (
+        "Zahlungserinnerung zur Rechnung {number}",
+        "zu unserer Rechnung {number} haben wir noch keine Zahlung erhalten."),
+    'news': (
+        "Neu aus der Werkstatt: der Hafenkran",
+        "der Hafenkran von 1932 ist wieder da, in Rot und in Grün."),
+    }
+HTML = """\
+<html><head><style>p {{color: #333}}</style></head><body>
+<h2>Tinplate Toys</h2>
+<p>{greeting} <b>{name}</b>,</p><p>{text}</p>
+<p>{end},<br><i>Tinplate Toys</i><br>
+<a href="https://{domain}/">{domain}</a></p>
+<img src="https://{domain}/opened.gif" width="1" height="1">
+</body></html>
+"""
 # What is sent on any of the days before
 DAYS = 28
 KINDS_OF_DAY = {
@@ -98,6 +143,13 @@ EMAILS = [
     (3, 'password', 'marsh', '02be77'),
     (2.5, 'order', 'okafor', 'SO-1189'),
     (2.4, 'invoice', 'okafor', '2026-0737'),
+    (2.2, 'invoice', 'krüger', '2026-0740'),
+    (2, 'complaint', 'krüger', 'SO-1192'),
+    (1.5, 'news', 'friends', ''),
+    (1.2, 'order', 'hobby', 'SO-1193'),
+    (1, 'blank', 'okafor', ''),
+    (.5, 'greetings', 'marsh', '', 'scheduled'),
+    (.4, 'reminder', 'becker', '2026-0700'),
     (.2, 'invoice', 'lindqvist', '2026-0738'),
     (.1, 'order', 'garcia', 'SO-1190'),
     (.03, 'invoice', 'club', '2026-0739', 'sending'),
@@ -174,25 +226,44 @@ def queue(party, chance, ago, kind, customer, number):
     Email = pool.get('ir.email')
     name, addresses = CUSTOMERS[customer]
     sender, subject, priority, text, attachment = KINDS[kind]
+    greeting, end = "Dear", "Kind regards"
+    if customer in GERMAN:
+        subject, text = GERMAN_KINDS.get(kind, (subject, text))
+        greeting, end = "Guten Tag", "Freundliche Grüße"
+    text = text.format(number=number)
     msg = EmailMessage()
     msg['From'] = f"Tinplate Toys <{sender}@{DOMAIN}>"
     msg['To'] = ', '.join(addresses)
     msg['Message-ID'] = f'<{chance.getrandbits(64):x}@{DOMAIN}>'
     msg['Date'] = dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=ago)
-    msg['Subject'] = subject.format(number=number)
+    if subject:
+        msg['Subject'] = subject.format(number=number)
     msg.set_content(
-        f"Dear {name},\n\n{text.format(number=number)}\n\n"
-        "Kind regards,\nTinplate Toys\n")
+        f"{greeting} {name},\n\n{text}\n\n{end},\nTinplate Toys\n")
+    if kind != 'password':
+        msg.add_alternative(
+            HTML.format(
+                greeting=greeting, name=name, text=text, end=end,
+                domain=DOMAIN),
+            subtype='html')
+    if kind == 'complaint':
+        letter = EmailMessage()
+        letter['Subject'] = "Crane without hook"
+        letter['From'] = addresses[0]
+        letter.set_content("The crane came without its hook!")
+        msg.add_attachment(letter)
     if attachment:
         size = chance.randrange(40_000, 160_000)
+        types = {'pdf': ('application', 'pdf'), 'jpg': ('image', 'jpeg')}
+        maintype, subtype = types[attachment.rpartition('.')[2]]
         msg.add_attachment(
             b'%PDF-1.7\n' + chance.randbytes(size),
-            maintype='application', subtype='pdf',
+            maintype=maintype, subtype=subtype,
             filename=attachment.format(number=number))
+    if kind == 'invoice':
         # As the client does for what a user sends
         archived = Email.from_message(
-            msg, resource=party,
-            body=f'<p>{text.format(number=number)}</p>')
+            msg, resource=party, body=f'<p>{text}</p>')
         archived.save()
         shift(archived, ago, ['create_date'])
     email, = pool.get('email.queue').queue_message(
@@ -200,18 +271,27 @@ def queue(party, chance, ago, kind, customer, number):
     return email
 
 
+def christmas():
+    now = dt.datetime.now()
+    day = dt.datetime(now.year, 12, 24, 9)
+    return day if day > now else day.replace(year=now.year + 1)
+
+
 def move(email, ago, state=None):
     "Move an email to the past, but not when its next attempt is due"
     names = ['create_date', 'write_date', 'first_attempt', 'sent_at']
-    if state or email.state != 'outbox':
+    values = {'state': state or email.state}
+    if state == 'scheduled':
+        values = {'state': 'outbox', 'scheduled_at': christmas()}
+    elif state or email.state != 'outbox':
         names.append('scheduled_at')
-    shift(email, ago, names, state=state or email.state)
+    shift(email, ago, names, **values)
 
 
 def shift(record, ago, names, **values):
     values |= {
         name: getattr(record, name) - dt.timedelta(hours=ago)
-        for name in names if getattr(record, name)}
+        for name in names if getattr(record, name) and name not in values}
     t = record.__table__()
     cursor = Transaction().connection.cursor()
     cursor.execute(*t.update(

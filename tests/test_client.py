@@ -230,8 +230,8 @@ class WebClientTestCase(RPCTestCase):
         view, _ = self.views()['form']
         for name in [
                 'resource', 'expires_at', 'first_attempt', 'sent_at',
-                'uncertain', 'crashes', 'error', 'accepted', 'refused',
-                'waiting', 'text', 'html', 'attachments',
+                'uncertain', 'crashes', 'error', 'outcome', 'text', 'html',
+                'attachments',
                 'mail_options', 'rcpt_options']:
             states = view['fields'][name]['states']
             for value in [None, 1]:
@@ -468,9 +468,9 @@ class WebClientTestCase(RPCTestCase):
                 'bounced_at', 'suspect_since', 'scheduled_at', 'priority',
                 'attempts', 'size'},
             view['fields'].keys())
-        for name, definition in view['fields'].items():
+        for name in view['fields'].keys() - {'to_count'}:
             with self.subTest(field=name):
-                self.assertTrue(definition.get('searchable', True))
+                self.assertTrue(view['fields'][name].get('searchable', True))
 
     def test_contents(self):
         "Test what is read of the message"
@@ -483,20 +483,24 @@ class WebClientTestCase(RPCTestCase):
             filename='order.pdf')
         msg.add_attachment(b'x', maintype='image', subtype='png')
         ids = [self.queue(msg=msg), self.queue(msg=b'')]
-        names = ['headers', 'text', 'html', 'attachments', 'msg', 'size']
+        names = ['headers', 'text', 'html', 'msg', 'size']
         email, empty = sorted(self.postmaster.queue(
                 'read', ids, names, context={'email.queue.msg': 'size'}),
             key=itemgetter('id'))
         self.assertEqual(email['msg'], email['size'])
         self.assertIn("\nSubject: Größe", email['headers'])
         self.assertEqual(email['text'], "Hello")
-        self.assertEqual(email['html'], "Hello HTML")
+        self.assertEqual(email['html'], "<div>Hello <b>HTML</b></div>")
+        self.assertEqual([empty['text'], empty['html']], [None, None])
+
+    def test_html_only(self):
+        "Test an email without plain text has that of its HTML"
+        msg = EmailMessage()
+        msg.set_content("<p>Hello</p>", subtype='html')
+        email, = self.postmaster.queue(
+            'read', [self.queue(msg=msg)], ['text', 'html'])
         self.assertEqual(
-            email['attachments'],
-            "order.pdf (application/pdf, 2 KiB)\nimage/png (1 B)")
-        self.assertEqual(
-            [empty[n] for n in ['text', 'html', 'attachments']],
-            [None, None, None])
+            [email['text'], email['html']], ["Hello", "<div>Hello</div>"])
 
     def test_contents_one_by_one(self):
         "Test the messages of many records are not held at once"

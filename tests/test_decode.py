@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .. import preview
-from ..preview import Attachment, html_text, read
+from ..preview import Attachment, attached, html_text, read, rich_text
 
 SECONDS = 3
 
@@ -289,3 +289,79 @@ class HTMLTestCase(unittest.TestCase):
                 ]:
             with self.subTest(html=html):
                 self.assertEqual(html_text(html), text)
+
+    def test_rich_text(self):
+        "Test the rich text has nothing but words and three styles"
+        for html, rich in [
+                ("a<br>b", "<div>a</div><div>b</div>"),
+                ("<p>a</p><p>b</p>",
+                    "<div>a</div><div><br></div><div>b</div>"),
+                ("<h1>a</h1>b", "<div><b>a</b></div><div><br></div>"
+                    "<div>b</div>"),
+                ("a <strong>b</strong> <em>c</em> <u>d</u>",
+                    "<div>a <b>b</b> <i>c</i> <u>d</u></div>"),
+                # One style at a time
+                ("<i>a<b>b<u>c</u></b>d</i>",
+                    "<div><i>a</i><b>bc</b><i>d</i></div>"),
+                ("a &lt;b&gt; &amp;lt; c",
+                    "<div>a &lt;b&gt; &amp;lt; c</div>"),
+                ("<a href='https://example.com/?a&amp;b' onclick='x()'>c</a>",
+                    "<div><u>c</u> &lt;https://example.com/?a&amp;b&gt;"
+                    "</div>"),
+                ("<a href='javascript:x()'>c</a>",
+                    "<div><u>c</u> &lt;javascript:x()&gt;</div>"),
+                ("<img src='https://example.com/track.png' onerror=x()>", ""),
+                ("<script>x()</script><style>b{}</style><svg onload=x()>", ""),
+                ("<b style='background: url(//example.com)'>a</b>",
+                    "<div><b>a</b></div>"),
+                ("<iframe src=//a.example></iframe><form action=x>a</form>",
+                    "<div>a</div>"),
+                ("<!--<img src=x>--><![CDATA[<img src=x>]]>a",
+                    "<div>]]&gt;a</div>"),
+                ("&lt;img src=x onerror=x()&gt;",
+                    "<div>&lt;img src=x onerror=x()&gt;</div>"),
+                ("a\x1b\u2028b", "<div>a b</div>"),
+                ("", ""),
+                ]:
+            with self.subTest(html=html):
+                self.assertEqual(rich_text(html), rich)
+
+    def test_rich_text_is_bounded(self):
+        for html in [
+                "<div>" * 26_000 + "a", "<b>a" * 32_000, "<br>a" * 26_000,
+                "<b>a<i>" * 18_000, "a " * 64_000, "<a href=x>a" * 9000,
+                ]:
+            with self.subTest(html=html[:10]):
+                rich = rich_text(html)
+                self.assertLess(len(rich), 8 * preview.RICH_SIZE)
+                self.assertLessEqual(
+                    rich.count('<div>'), preview.RICH_LINES + 2)
+
+
+class FileNameTestCase(unittest.TestCase):
+    "Test the names of the files that attachments are opened as"
+
+    def test_names(self):
+        for type_, name, expected in [
+                ('application/pdf', 'order.pdf', 'order.pdf'),
+                ('application/pdf', '', '1.pdf'),
+                ('application/pdf', '../../etc/x.pdf', '_.._etc_x.pdf'),
+                ('application/pdf', 'C:\\x|y.pdf', 'C__x_y.pdf'),
+                ('text/plain', 'readme', 'readme.txt'),
+                ('x/unheard-of', '', '1'),
+                ('application/pdf', 'a' * 300 + '.pdf', 'a' * 96 + '.pdf'),
+                ]:
+            part, = attached((
+                    f'Content-Type: {type_}\r\n'
+                    f'Content-Disposition: attachment; filename="{name}"\r\n'
+                    '\r\nx').replace('C:\\', 'C:\\\\').encode())
+            with self.subTest(type=type_, name=name):
+                self.assertEqual(part.file_name(1), expected)
+
+    def test_email(self):
+        "Test a part that is an email is a file with its subject"
+        part, = attached(
+            b'Content-Type: message/rfc822\r\n\r\n'
+            b'Subject: =?utf-8?q?Gr=C3=B6=C3=9Fe?= 1/2\r\n\r\nx')
+        self.assertEqual(part.file_name(1), 'Größe 1_2.eml')
+        self.assertTrue(part.body.startswith(b'Subject: '))

@@ -120,6 +120,11 @@ class LinearTestCase(unittest.TestCase):
                     lambda data: mime.describe(
                         mime.with_crlf(data)),
                     lambda data: preview.read(data),
+                    lambda data: preview.rich_text(
+                        '\n'.join(preview.read(data).sources)),
+                    lambda data: [
+                        (p.file_name(1), p.body)
+                        for p in preview.attached(data)],
                     lambda data: behalf.on_behalf(
                         None, 'a@example.com', mime.with_crlf(data)),
                     ]:
@@ -154,7 +159,8 @@ class LinearTestCase(unittest.TestCase):
                 text, 'a@example.com, b@example.com', 'b@example.com', 'x'),
             lambda text: recipients.masked(text, text, '', 'x'),
             lambda text: recipients.masked('550 a', 'a@b.de', text, 'x'),
-            preview.html_text, replies.alike, smtp.server_name,
+            preview.html_text, preview.rich_text, replies.alike,
+            smtp.server_name,
             lambda text: replies.verdict('rcpt', replies.Reply(550, text)),
             lambda text: mime.original_to([text]),
             ]

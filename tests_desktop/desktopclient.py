@@ -23,10 +23,6 @@ OPTIONAL = re.compile(
     r'Couldn\'t (?:connect to|register with) accessibility bus'
     r'|Failed to register: .*DBus|dconf-WARNING|org\.freedesktop\.DBus'
     r'|cannot open display: |Gdk-WARNING .*EDID|^\s*$', re.I)
-# Stands for the programs of the desktop that open files
-OPENER = """#!/bin/sh
-exec cp "$1" "$OPENED"
-"""
 
 
 class Desktop:
@@ -88,9 +84,6 @@ class Desktop:
             return f':{file.readline().strip()}'
 
     def _start_client(self, stack, display):
-        opener = self.directory / 'xdg-open'
-        opener.write_text(OPENER)
-        opener.chmod(0o700)
         environ = {
             **os.environ,
             'DISPLAY': display,
@@ -102,7 +95,6 @@ class Desktop:
             'LANGUAGE': self.language,
             'NO_AT_BRIDGE': '1',
             'OPENED': str(self.opened),
-            'PATH': f'{self.directory}:{os.environ["PATH"]}',
             'XDG_CONFIG_HOME': str(self.directory / 'config'),
             }
         # There is no bus of a session

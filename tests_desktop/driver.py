@@ -13,6 +13,7 @@ nothing of this module.
 """
 import json
 import os
+import shutil
 import sys
 import threading
 import traceback
@@ -21,7 +22,7 @@ import gi
 
 gi.require_version('Gtk', '3.0')
 gi.require_version('Gdk', '3.0')
-from gi.repository import Gdk, GLib, Gtk  # noqa: E402
+from gi.repository import Gdk, Gio, GLib, Gtk  # noqa: E402
 
 # Before an import of the client, which keeps the standard output for itself
 answers = os.fdopen(os.dup(1), 'w', buffering=1)
@@ -180,7 +181,9 @@ class Commands:
 
     def tool(self, name):
         "Use the button of the tool bar that the client calls so"
-        GLib.idle_add(activate, page().buttons[name])
+        tab = page()
+        GLib.idle_add(
+            activate, tab.buttons.get(name) or tab.menu_buttons[name])
 
     def choose(self, tool, text):
         "Choose an entry of the menu of a button of the tool bar"
@@ -249,6 +252,28 @@ class Commands:
             w.get_text() for w in widgets(Gtk.Label)
             if w.get_layout().is_ellipsized()]
 
+    def close(self):
+        "Close the tab, which must not ask whether to save"
+        if page().screen.modified():
+            raise RuntimeError(str([
+                        (name, record.value.get(name))
+                        for record in page().screen.group
+                        for name in record.modified_fields]))
+        self.tool('win_close')
+
+    def open_attachment(self, name):
+        "Click the icon that opens a file of the list of attachments"
+        for widget in screen().current_view.widgets['attachments']:
+            view = widget.screen.current_view.treeview
+            iter_ = find_row(view.get_model(), name, widget.screen)
+            path = view.get_model().get_path(iter_)
+            for column in view.get_columns():
+                for cell in column.get_cells():
+                    if type(cell).__name__ == 'CellRendererClickablePixbuf':
+                        GLib.idle_add(cell.emit, 'clicked', str(path))
+                        return
+        raise LookupError(f"no attachment {name}")
+
     def errors(self):
         found = list(errors)
         errors.clear()
@@ -256,6 +281,9 @@ class Commands:
 
     def picture(self, path):
         root = Gdk.get_default_root_window()
+        # Where it shows no help
+        pointer = root.get_display().get_default_seat().get_pointer()
+        pointer.warp(root.get_screen(), root.get_width() - 1, 0)
         pixels = Gdk.pixbuf_get_from_window(
             root, 0, 0, root.get_width(), root.get_height())
         pixels.savev(path, 'png', [], [])
@@ -281,9 +309,9 @@ def activate(widget):
     widget.emit('activate' if isinstance(widget, Gtk.MenuItem) else 'clicked')
 
 
-def find_row(model, text):
+def find_row(model, text, of=None):
     for iter_, record in rows(model):
-        view = screen().current_view
+        view = (of or screen()).current_view
         for name in view.get_fields():
             if text in value_of(record, name):
                 return iter_
@@ -313,6 +341,13 @@ def current_event(current=Gtk.get_current_event):
     return current() or Gdk.Event.new(Gdk.EventType.KEY_PRESS)
 
 
+def open_file(uri, context=None):
+    "Keep what a program of the desktop would be given to open"
+    path, _ = GLib.filename_from_uri(uri)
+    shutil.copy(path, os.environ['OPENED'])
+    return True
+
+
 def run(line):
     name, *arguments = json.loads(line)
     try:
@@ -337,14 +372,13 @@ def main():
     common.error = common.common.error = record_error
     common.setup_window = common.common.setup_window = setup_window
     Gtk.get_current_event = current_event
+    Gio.AppInfo.launch_default_for_uri = open_file
     # Nothing is asked of the network, nothing remembered
     CONFIG.defaults.update({
             'client.check_version': False,
             'client.save_tree_width': False,
             'client.save_tree_state': False,
             })
-    common.webbrowser_open = common.common.webbrowser_open = (
-        lambda *args, **keywords: None)
     threading.Thread(target=listen, daemon=True).start()
     client.main()
 

@@ -10,6 +10,7 @@ from trytond.pool import Pool
 
 # Of the screen without the menu
 LIST_WIDTH = 1366 - 320
+PDF = b'%PDF-1.7 invoice'
 
 
 class DesktopTestCase(unittest.TestCase):
@@ -36,6 +37,10 @@ class DesktopTestCase(unittest.TestCase):
             desktop.find('no such user')
             desktop.tab("Message")
             desktop.find("Thank you")
+            desktop.open_attachment('invoice.pdf')
+            desktop.wait(
+                lambda: [p.read_bytes() for p in desktop.opened.iterdir()]
+                == [PDF], "file")
 
             desktop.click("Retry")
             desktop.click("Yes")
@@ -43,6 +48,8 @@ class DesktopTestCase(unittest.TestCase):
             self.site.run_job()
             desktop.tool('reload')
             desktop.wait_for(state='sent')
+            # What is shown must not be taken for a change
+            desktop.close()
             self.assertEqual(desktop.problems, [])
 
     def test_activity(self):
@@ -67,5 +74,11 @@ class DesktopTestCase(unittest.TestCase):
         msg['From'] = 'shop@example.com'
         msg['To'] = to
         msg['Subject'] = "Your order"
-        msg.set_content("Thank you")
+        msg.set_content("Plain")
+        msg.add_alternative(
+            "<p>Thank <b>you</b>, <i>see</i> <a href=x>us</a></p>",
+            subtype='html')
+        msg.add_attachment(
+            PDF, maintype='application', subtype='pdf',
+            filename='invoice.pdf')
         Pool().get('email.queue').queue_message(msg)
