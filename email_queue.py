@@ -141,19 +141,19 @@ class EmailQueue(
             "with the targets of its links."),
         'get_contents')
     attachments = fields.Function(
-        fields.Many2Many(
-            'email.queue.attachment', None, None, "Attachments", readonly=True,
+        fields.One2Many(
+            'email.queue.attachment', 'email', "Attachments", readonly=True,
             states={
                 'invisible': ~Eval('attachments'),
                 },
             help="The files in the message. Open one by the icon beside its "
             "size."),
-        'get_contents')
+        'get_contents', setter='set_parts')
     recipients = fields.Function(
-        fields.Many2Many(
-            'email.queue.recipient', None, None, "Recipients", readonly=True,
+        fields.One2Many(
+            'email.queue.recipient', 'email', "Recipients", readonly=True,
             help="Those who do not have the email come first."),
-        'get_recipients')
+        'get_recipients', setter='set_parts')
     to_count = fields.Function(
         fields.Integer("Number of Recipients"), 'get_to_count')
     size = fields.Integer(
@@ -646,6 +646,10 @@ class EmailQueue(
 
     def get_recipients(self, name):
         return part_ids(self.id, self.to_count)
+
+    @classmethod
+    def set_parts(cls, emails, name, value):
+        raise AccessError(gettext('email_queue.msg_modification'))
 
     def get_to_count(self, name):
         return len(split_addresses(self.to_addrs))
