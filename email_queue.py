@@ -551,8 +551,26 @@ class EmailQueue(
         now, labels = database_time(), shown.labels(cls)
         troubles = known.troubles(now)
         return {
-            e.id: shown.outcome(labels, e, e._trouble(troubles, now))
+            e.id: e._waits(
+                now, shown.outcome(labels, e, e._trouble(troubles, now)))
             for e in emails}
+
+    def _waits(self, now, outcome):
+        "Return what became of the email, with what it waits for"
+        if self.state != 'outbox':
+            return outcome
+        if (self.crashes or 0) >= CRASHES_ALONE:
+            outcome = '. '.join(filter(None, [outcome, gettext(
+                            'email_queue.msg_outcome_crashes',
+                            number=self.crashes)]))
+        if not self.scheduled_at or self.scheduled_at <= now:
+            return outcome
+        time = known.time_in_words(self.scheduled_at, now)
+        if outcome:
+            return gettext(
+                'email_queue.msg_outcome_next',
+                outcome=outcome.rstrip(' .'), time=time)
+        return gettext('email_queue.msg_outcome_scheduled', time=time)
 
     def _trouble(self, troubles, now):
         "Return the trouble of the server that the email waits for, or None"
