@@ -437,11 +437,7 @@ def part(database, sink, count, started):
     milliseconds = 1e3 * (recorded[-1] - recorded[-1 - last]) / last
     # As PostgreSQL itself does it several times in the hours of a part
     database.execute('VACUUM (ANALYZE) email_queue')
-    # The job begins some seconds later, and each part sends some seconds after
-    # it has started
-    days = (time.monotonic() - started + 3) / 24 / 3600
-    with database.program(
-            'drain.py', 'clean', EMAIL_QUEUE__CLEAN_DAYS=days) as program:
+    with database.program('drain.py', 'clean', started) as program:
         program.go()
         program.result()
     if database.count('sent') != count:

@@ -3,8 +3,10 @@
 # this repository contains the full copyright notices and license terms.
 """Drain the queue once, in a process of its own.
 
-    drain.py DATABASE send_all|scheduler|clean|tasks
+    drain.py DATABASE send_all|scheduler|clean|tasks [SINCE]
 
+SINCE is the monotonic time before which an email was sent that "clean"
+deletes. Without, the configuration says how old an email becomes.
 It says "ready", waits for a line, and prints what it did as JSON: when it
 started and ended, when how many had been recorded, its peak of memory, and
 the seconds of each task of a worker.
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from messages import FROM_ADDR, TO_ADDR, template
 
+import trytond.config as config
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
@@ -58,7 +61,7 @@ def peak():
     return int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]) * 1024
 
 
-def main(database, way):
+def main(database, way, since=None):
     Pool.start()
     pool = Pool(database)
     pool.init()
@@ -75,6 +78,12 @@ def main(database, way):
     print('ready', flush=True)
     sys.stdin.readline()
     started = time.monotonic()
+    if since:
+        if not config.has_section('email_queue'):
+            config.add_section('email_queue')
+        config.set(
+            'email_queue', 'clean_days',
+            str((started - float(since)) / 24 / 3600))
     result = {
         'send_all': send_all,
         'scheduler': scheduler,
