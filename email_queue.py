@@ -265,7 +265,7 @@ class EmailQueue(
         states={
             'invisible': ~Eval('suspect_since'),
             })
-    sender = fields.Integer("Sender", readonly=True)
+    slot = fields.Integer("Slot", readonly=True)
     sent_at = fields.Timestamp(
         "Sent at", readonly=True,
         states={
@@ -367,7 +367,7 @@ class EmailQueue(
                     where=(t.state == 'outbox')
                     & (t.crashes >= CRASHES_ALONE)),
                 Index(
-                    t, (t.sender, Index.Range()), where=t.state == 'sending'),
+                    t, (t.slot, Index.Range()), where=t.state == 'sending'),
                 Index(
                     t, (t.suspect, Index.Equality()),
                     where=(t.state == 'outbox') & (t.suspect != '')),
@@ -445,11 +445,18 @@ class EmailQueue(
     @classmethod
     def __register__(cls, module):
         # Before, so that NULL keeps no column from being NOT NULL
+        cls._rename_columns(module)
         original.convert(cls, module)
         cls._complete(module)
         super().__register__(module)
         cls._make_keys_unique()
         cls._show_domains()
+
+    @classmethod
+    def _rename_columns(cls, module):
+        "Rename what version 8.2.0 called by another name"
+        if backend.TableHandler.table_exist(cls._table):
+            cls.__table_handler__(module).column_rename('sender', 'slot')
 
     @classmethod
     def _complete(cls, module):

@@ -197,7 +197,7 @@ def _cancel():
     Event = Pool().get('email.queue.event')
     Event.tell('cancelled', lambda t: t.state.in_(WAITING))
     cursor.execute(*t.update(
-            [t.state, t.sender, t.write_date, t.write_uid],
+            [t.state, t.slot, t.write_date, t.write_uid],
             ['cancelled', Null, utc_now(), transaction.user],
             where=t.state.in_(WAITING)))
     forget(transaction)

@@ -153,7 +153,7 @@ class OwnSettingsTestCase(ServersTestCase):
             (own.rate, own.senders, own.connections, own.recipients),
             (600, 1, 5, 7))
         self.assertEqual(
-            (default.rate, default.senders, default.connections),
+            (default.rate, default.slots, default.connections),
             (60, 3, 4))
 
     def test_invalid_value_stops_that_server_only(self):
@@ -273,7 +273,7 @@ class SendByServerTestCase(ServersTestCase):
             cursor = transaction.connection.cursor()
             t = Pool().get('email.queue').__table__()
             cursor.execute(*t.update(
-                    [t.state, t.sender, t.write_date],
+                    [t.state, t.slot, t.write_date],
                     ['sending', number,
                         dt.datetime.now() - dt.timedelta(hours=1)]))
         with configured(uri_marketing=None):
