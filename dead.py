@@ -222,9 +222,7 @@ class Addresses:
         for address in row.remaining:
             since, words = known.get(address.lower(), (None, None))
             if since:
-                dead.append((
-                        address, f"not tried, because it does not work since "
-                        f"{since:%Y-%m-%d}: {words}"))
+                dead.append((address, words or ''))
         return tuple(dead)
 
     def learn(self, row, outcome):

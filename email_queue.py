@@ -24,7 +24,8 @@ from trytond.url import HOSTNAME
 
 from . import (
     again, behalf, bulk, files, handover, identity, incomplete, known, notices,
-    notification, oauth, original, preview, replies, run, settings)
+    notification, oauth, original, preview, reasons, replies, run, settings,
+    shown)
 from .access import check_writable
 from .address import (
     ArgumentError, envelope_from, envelope_recipients, envelope_sender,
@@ -33,9 +34,10 @@ from .exceptions import (
     EmailQueueError, ExpiredWarning, UncertainWarning, UrgentWarning)
 from .mime import describe, prepare
 from .parts import part_ids
+from .reasons import REASONS
 from .recipients import remaining, split_addresses
 from .retention import Retention
-from .shown import Titled, in_whole_seconds
+from .shown import Titled, Told, in_whole_seconds
 from .store import CRASHES_ALONE
 from .tools import database_time, forget, utc_now
 from .words import printable, with_domains
@@ -56,8 +58,6 @@ UNKNOWN = '?'
 # How many values a statement has at most
 IDS_LENGTH = 1000
 TRUE = Literal(True)
-# What the error of an uncertain email says, unless a later one has replaced it
-ARRIVED = 'may have arrived'
 # The digits that fit any integer of a database
 ID_LENGTH = 18
 
@@ -82,8 +82,8 @@ def transition(state):
 
 
 class EmailQueue(
-        again.Again, bulk.Bulk, notices.Notices, Retention, Titled, Workflow,
-        ModelSQL, ModelView):
+        again.Again, bulk.Bulk, notices.Notices, Retention, Titled, Told,
+        Workflow, ModelSQL, ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -271,12 +271,19 @@ class EmailQueue(
         states={
             'invisible': ~Eval('sent_at'),
             })
+    reason = fields.Selection(
+        REASONS, "Reason", sort=False, readonly=True,
+        states={
+            'invisible': ~Eval('reason'),
+            },
+        help="Why the email is not sent.")
     error = fields.Text(
         "Error", readonly=True,
         states={
             'invisible': ~Eval('error'),
             },
-        help="The last answer of the server that was not good.")
+        help="The last answer of the server that was not good, "
+        "or what a program said that could not queue the email.")
     queue_id = fields.Text(
         "Queue ID", readonly=True,
         states={
@@ -321,7 +328,9 @@ class EmailQueue(
         fields.Char("What Became of It",
             states={
                 'invisible': ~Eval('outcome'),
-                }),
+                },
+            help="Why the email is not sent, to how many of its recipients "
+            "it was delivered, and what the server said."),
         'get_outcome', searcher='search_outcome')
     sent_or_due = fields.Function(
         fields.Timestamp(
@@ -395,6 +404,10 @@ class EmailQueue(
                     t, (t.again_of, Index.Range()),
                     where=t.again_of != Null),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
+                # What is counted and searched by reason
+                Index(
+                    t, (t.state, Index.Range()), (t.reason, Index.Range()),
+                    where=t.reason != Null),
                 # The tab Needs Attention
                 Index(
                     t, (t.id, Index.Range()),
@@ -449,6 +462,7 @@ class EmailQueue(
         original.convert(cls, module)
         cls._complete(module)
         super().__register__(module)
+        reasons.convert(cls)
         cls._make_keys_unique()
         cls._show_domains()
 
@@ -464,6 +478,7 @@ class EmailQueue(
         if backend.TableHandler.table_exist(cls._table):
             handler = cls.__table_handler__(module)
             if all(map(handler.column_exist, incomplete.REQUIRED)):
+                handler.add_column('reason', cls.reason._sql_type)
                 incomplete.complete(cls, utc_now())
 
     @classmethod
@@ -540,35 +555,19 @@ class EmailQueue(
 
     @classmethod
     def get_outcome(cls, emails, name):
-        now = database_time()
+        now, labels = database_time(), shown.labels(cls)
         troubles = known.troubles(now)
-        return {e.id: e._outcome(troubles, now) for e in emails}
+        return {
+            e.id: shown.outcome(labels, e, e._trouble(troubles, now))
+            for e in emails}
 
-    def _outcome(self, troubles, now):
-        "Return why the email is where it is, on one line"
-        if self.state in {'sent', 'cancelled'}:
-            return None
-        words = ' '.join((self.error or '').split())
-        waits = self.state == 'outbox'
-        if self.bounced_at:
-            message = 'msg_outcome_bounced'
-        elif self.uncertain and ARRIVED not in words:
-            message = 'msg_outcome_uncertain'
-        elif waits and self.suspect_since:
-            message = 'msg_outcome_suspect'
-        elif (waits and self.server in troubles
-                # It is read before it is refused that a client creates one
+    def _trouble(self, troubles, now):
+        "Return the trouble of the server that the email waits for, or None"
+        # Before a client creates one, which is refused, its values are read
+        if (self.state == 'outbox' and not self.bounced_at
+                and not self.uncertain and not self.suspect_since
                 and (self.scheduled_at or now) <= now):
-            return troubles[self.server]
-        elif waits and words:
-            message = 'msg_outcome_deferred'
-        else:
-            return words or None
-        return gettext(f'email_queue.{message}', words=words).rstrip(': ')
-
-    @classmethod
-    def search_outcome(cls, name, clause):
-        return [('error', *clause[1:])]
+            return troubles.get(self.server)
 
     def get_sent_or_due(self, name):
         if self.state == 'sent':
@@ -908,6 +907,7 @@ class EmailQueue(
             'server': printable(str(server or '')) or None,
             'scheduled_at': utc_now(),
             'state': 'failed',
+            'reason': 'not_queued',
             'error': error.message,
             'sensitive': bool(sensitive),
             'key': key,
@@ -1098,6 +1098,7 @@ class EmailQueue(
             'first_attempt': None,
             'uncertain': False,
             'refused': None,
+            'reason': None,
             'error': None,
             'bounced_at': None,
             'suspect': None,

@@ -12,6 +12,7 @@ from trytond.pool import Pool
 from trytond.tools import escape_wildcard
 from trytond.transaction import Transaction, without_check_access
 
+from .reasons import REASONS
 from .tools import forget, moment
 
 TEXTS = ['recipients', 'words']
@@ -43,6 +44,9 @@ class Event(ModelSQL, ModelView):
         help="Who did it. Empty for what the system does.")
     recipients = fields.Text(
         "Recipients", readonly=True, help="Whom it is about, one a line.")
+    reason = fields.Selection(
+        REASONS, "Reason", sort=False, readonly=True,
+        help="Why, where the server alone did not decide it.")
     words = fields.Text(
         "Words", readonly=True, help="What the server said.")
 

@@ -73,13 +73,14 @@ def hand_over(client, row, redirect):
                 to_addrs=tuple(a for a in mail.to_addrs if a not in dead)))
         if not outcome.trouble:
             outcome.refused.update(dead)
+            outcome.reasons.update(dict.fromkeys(dead, 'dead'))
         return outcome
     except Exception as error:
         # A message without bytes, with an address that is none …
         logger.debug("email %d can not be sent", row.id, exc_info=True)
-        return smtp.Outcome(refused=dict.fromkeys(
-                row.remaining or [row.to_addrs],
-                printable(f"{type(error).__name__}: {error}")))
+        # No suspect, because the server has no part in it
+        return _refusal(
+            row, printable(f"{type(error).__name__}: {error}"), 'unsendable')
 
 
 def _redirect(client, mail, address):
@@ -89,20 +90,28 @@ def _redirect(client, mail, address):
             data=original_to(mail.to_addrs) + mail.data))
     if outcome.accepted:
         outcome.accepted = list(mail.to_addrs)
-    for name in ['refused', 'deferred']:
-        for words in getattr(outcome, name).values():
-            setattr(outcome, name, dict.fromkeys(mail.to_addrs, words))
+    for by_address in [outcome.refused, outcome.deferred, outcome.reasons]:
+        if address in by_address:
+            said = by_address.pop(address)
+            by_address.update(dict.fromkeys(mail.to_addrs, said))
     return outcome
 
 
 def _without_message(row):
-    recipients = row.remaining or [row.to_addrs]
     if not row.file_id:
-        # No suspect, because the server has no part in it
-        return smtp.Outcome(refused=dict.fromkeys(
-                recipients, "the message has been removed"))
+        return _refusal(row, '', 'no_message')
     # Another machine may have it, or this one later; where all are missing it
     # is trouble as of a server
     outcome = smtp.Outcome()
-    outcome.defer(recipients, 'mail', "the message is not in the filestore")
+    outcome.defer(
+        row.remaining or [row.to_addrs], 'mail', '',
+        reason='not_in_filestore')
     return outcome
+
+
+def _refusal(row, words, reason):
+    "Return the outcome of an email that no server was asked to take"
+    recipients = row.remaining or [row.to_addrs]
+    return smtp.Outcome(
+        refused=dict.fromkeys(recipients, words),
+        reasons=dict.fromkeys(recipients, reason))

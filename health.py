@@ -1,6 +1,7 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """How the queue is: its numbers, whether they are good, and who is told."""
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sql import Literal, Null
@@ -34,6 +35,8 @@ class Numbers(NamedTuple):
     :param age_limit: the seconds that ``age`` may be at most.
     :param failed_limit: the number of failed emails from which on the queue
         is not healthy, 0 for no such limit.
+    :param reasons: by ``failed`` and ``waiting``, how many emails have which
+        reason; those without one are not counted.
     """
     due: int
     waiting: int
@@ -41,6 +44,7 @@ class Numbers(NamedTuple):
     age: int
     age_limit: float
     failed_limit: int
+    reasons: dict = MappingProxyType({'failed': {}, 'waiting': {}})
 
     @property
     def late(self):
@@ -58,6 +62,8 @@ class Numbers(NamedTuple):
             'waiting': self.waiting,
             'failed': self.failed,
             'age': self.age,
+            'reasons': {
+                name: dict(numbers) for name, numbers in self.reasons.items()},
             'limits': {
                 'age': self.age_limit,
                 'failed': self.failed_limit or None,
@@ -128,7 +134,22 @@ class Health(ModelSQL):
             failed=failed + stateless,
             age=int((now - oldest).total_seconds()),
             age_limit=settings.health_age,
-            failed_limit=settings.health_failed)
+            failed_limit=settings.health_failed,
+            reasons=cls._reasons(t))
+
+    @classmethod
+    def _reasons(cls, t):
+        "Return how many emails have failed, or wait, for which reason"
+        reasons = {'failed': {}, 'waiting': {}}
+        # In the order and by the condition of their index
+        for state, reason, number in _fetch_all(t.select(
+                    t.state, t.reason, Count(Literal(1)),
+                    where=(t.reason != Null)
+                    & t.state.in_(['failed', *identity.WAITING]),
+                    group_by=[t.state, t.reason])):
+            numbers = reasons['failed' if state == 'failed' else 'waiting']
+            numbers[reason] = numbers.get(reason, 0) + number
+        return reasons
 
     @classmethod
     def watch(cls):
@@ -174,9 +195,13 @@ class Health(ModelSQL):
 
 
 def _fetch(query):
+    return next(iter(_fetch_all(query)), None)
+
+
+def _fetch_all(query):
     cursor = Transaction().connection.cursor()
     cursor.execute(*query)
-    return cursor.fetchone()
+    return cursor.fetchall()
 
 
 def monitor(database):

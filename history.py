@@ -7,6 +7,8 @@ that it costs nothing.
 """
 from typing import NamedTuple
 
+from .recipients import answer_lines
+
 __all__ = ['Event', 'told']
 
 
@@ -17,10 +19,13 @@ class Event(NamedTuple):
     :param recipients: whom it is about, one address a line.
     :param words: those of the server. About several recipients each line is
         an address, a blank and its words.
+    :param reason: what the module says, where the kind does not say it: one of
+        ``reasons.REASONS``.
     """
     kind: str
     recipients: str = None
     words: str = None
+    reason: str = None
 
 
 def told(before, row, outcome):
@@ -36,21 +41,22 @@ def told(before, row, outcome):
 def _events(before, row, outcome):
     if _is_suspect(before, row):
         # The same is not told again by every run
-        if row.error != before.error:
-            yield Event('suspect', _lines(before.remaining), row.error)
+        if (row.reason, row.error) != (before.reason, before.error):
+            reason = None if row.reason == 'suspect' else row.reason
+            yield Event(
+                'suspect', _lines(before.remaining), row.error, reason)
     elif outcome:
-        if outcome.refused:
-            yield about('refused', outcome.refused)
-        if outcome.deferred:
-            yield about('deferred', outcome.deferred)
+        yield from _answered('refused', outcome.refused, outcome.reasons)
+        yield from _answered('deferred', outcome.deferred, outcome.reasons)
         if outcome.uncertain:
             yield Event(
                 'uncertain', _lines(before.remaining), outcome.uncertain)
     if row.state == 'failed' and not (
             outcome and (outcome.refused or outcome.uncertain)):
-        yield Event('gave_up', _lines(row.remaining), row.error)
+        yield Event('gave_up', _lines(row.remaining), row.error, row.reason)
     if row.state == 'sent' and (
-            before.error or before.uncertain or before.crashes):
+            before.reason or before.error or before.uncertain
+            or before.crashes):
         yield Event('sent', _lines(before.remaining), row.queue_id)
 
 
@@ -60,14 +66,24 @@ def _is_suspect(before, row):
         and row.attempts == before.attempts)
 
 
-def about(kind, answers):
+def _answered(kind, answers, reasons):
+    "Yield an event for all answers with the same reason"
+    by_reason = {}
+    for address, words in answers.items():
+        group = by_reason.setdefault(reasons.get(address), {})
+        group[address] = words
+    for reason, group in by_reason.items():
+        yield about(kind, group, reason)
+
+
+def about(kind, answers, reason=None):
     "Return the event of answers by address"
     if len(answers) == 1:
         (address, words), = answers.items()
-        return Event(kind, address, words)
+        return Event(kind, address, words or None, reason)
+    words = answers if any(answers.values()) else {}
     return Event(
-        kind, _lines(answers),
-        _lines(f'{address} {words}' for address, words in answers.items()))
+        kind, _lines(answers), _lines(answer_lines(words)), reason)
 
 
 def _lines(texts):

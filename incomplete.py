@@ -5,7 +5,7 @@
 Such a row was written by SQL or by another tool: the module writes none, and
 PostgreSQL refuses them, but SQLite does not. Nobody would ever claim it, or a
 sender would stumble over it. So it gets what the module would have written, or
-fails with a reason.
+fails with a reason: one of ``reasons.REASONS``.
 """
 import logging
 
@@ -73,9 +73,9 @@ def completion(Model, table, now):
     t = table
     waits = (t.state == Null) | (t.state == 'outbox')
     reasons = [
-        (t.state == Null, "it had no state"),
-        (waits & (t.from_addr == Null), "it had no sender"),
-        (waits & (t.to_addrs == Null), "it had no recipient"),
+        (t.state == Null, 'no_state'),
+        (waits & (t.from_addr == Null), 'no_sender'),
+        (waits & (t.to_addrs == Null), 'no_recipient'),
         ]
     values = {
         'attempts': Coalesce(t.attempts, Model.default_attempts()),
@@ -92,8 +92,8 @@ def completion(Model, table, now):
     where = is_incomplete(t) & (
         (t.state == Null) | (t.state != 'sending'))
     return (
-        [Column(t, name) for name in [*REQUIRED, 'error']],
-        [*(values[name] for name in REQUIRED), Case(*reasons, else_=t.error)],
+        [Column(t, name) for name in [*REQUIRED, 'reason']],
+        [*(values[name] for name in REQUIRED), Case(*reasons, else_=t.reason)],
         where)
 
 

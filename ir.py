@@ -1,6 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 
+from typing import NamedTuple
+
+from sql import Column
+
 from trytond.i18n import gettext
 from trytond.model import Index, ModelView, dualmethod, fields
 from trytond.model.exceptions import AccessError
@@ -8,6 +12,7 @@ from trytond.pool import Pool, PoolMeta
 from trytond.pyson import Eval, If
 from trytond.transaction import Transaction, check_access, without_check_access
 
+from . import shown
 from .access import looks_after_queue
 from .exceptions import EmailQueueError
 from .recipients import masked
@@ -20,6 +25,17 @@ DELIVERIES = {
     'failed': 'failed',
     'cancelled': 'cancelled',
     }
+
+
+class _Queued(NamedTuple):
+    "What is read of a queued email to say what became of it"
+    state: str
+    reason: str
+    error: str
+    to_addrs: str
+    accepted: str
+    refused: str
+    uncertain: bool
 
 
 class Cron(metaclass=PoolMeta):
@@ -77,7 +93,8 @@ class Email(metaclass=PoolMeta):
             states={
                 'invisible': ~Eval('delivery_error'),
                 },
-            help="The last answer of the server that was not good."),
+            help="Why the email is not sent, to how many of its recipients "
+            "it was delivered, and what the server said."),
         'get_delivery')
 
     @classmethod
@@ -127,31 +144,42 @@ class Email(metaclass=PoolMeta):
     def get_delivery(cls, emails, names):
         queued = cls._queued({e.message_id for e in emails if e.message_id})
         reads_all = _reads_queue()
+        labels = shown.labels(Pool().get('email.queue'))
         values = {name: {} for name in names}
         for email in emails:
-            state, error, to_addrs = queued.get(
-                email.message_id, (None, None, None))
+            found = queued.get(email.message_id)
             if 'delivery' in names:
-                values['delivery'][email.id] = DELIVERIES.get(state)
+                values['delivery'][email.id] = (
+                    DELIVERIES.get(found.state) if found else None)
             if 'delivery_error' in names:
-                if error and not (reads_all or email._is_author):
-                    error = masked(
-                        error, to_addrs, email._shown_recipients,
-                        gettext('email_queue.msg_hidden_recipient'))
-                values['delivery_error'][email.id] = error
+                values['delivery_error'][email.id] = found and email._outcome(
+                    labels, found, reads_all or email._is_author)
         return values
 
     @classmethod
     def _queued(cls, message_ids):
-        "Return state, error and recipients of queued emails by Message-ID"
+        "Return what is read of queued emails by Message-ID"
         t = Pool().get('email.queue').__table__()
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.select(
-                t.message_id, t.state, t.error, t.to_addrs,
+                t.message_id, *(Column(t, name) for name in _Queued._fields),
                 where=fields.SQL_OPERATORS['in'](
                     t.message_id, list(message_ids)),
                 order_by=[t.id]))
-        return {message_id: values for message_id, *values in cursor}
+        return {message_id: _Queued(*values) for message_id, *values in cursor}
+
+    def _outcome(self, labels, queued, reads_all):
+        "Return what became of a queued email, as the user may read it"
+        if queued.state == 'sent':
+            return None
+        words = None
+        if queued.state != 'cancelled':
+            words = shown.words_of(queued)
+        if words and not reads_all:
+            words = masked(
+                words, queued.to_addrs, self._shown_recipients,
+                gettext('email_queue.msg_hidden_recipient'))
+        return shown.account(labels, queued, words)
 
     @property
     def _is_author(self):

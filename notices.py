@@ -22,7 +22,8 @@ from .dead import GONE
 from .exceptions import BusyError
 from .history import about
 from .program import opened
-from .recipients import account, join_lines, split_addresses, split_lines, told
+from .recipients import (
+    account, answer_lines, join_lines, split_addresses, split_lines, told)
 from .tools import forget, utc_now
 
 __all__ = ['Notices', 'Received', 'receive']
@@ -187,7 +188,7 @@ class Notices:
         accepted = join_lines(
             None, (a for a in email.taken if a not in bounced))
         refused = join_lines(
-            email.refused, (f'{a} {w}' for a, w in bounced.items()))
+            email.refused, answer_lines(bounced))
         values = {
             'accepted': accepted,
             'refused': refused,
@@ -196,8 +197,9 @@ class Notices:
             }
         if email.state in {'sent', 'failed'}:
             values['state'] = 'failed'
+            values['reason'] = 'bounced'
             values['error'] = account(
-                email.to_addrs, accepted,
+                email.to_addrs,
                 told(refused, split_addresses(email.to_addrs)))
         t = cls.__table__()
         cursor = Transaction().connection.cursor()

@@ -123,7 +123,7 @@ def _description(emails):
         email, = emails
         return gettext('email_queue.msg_failed_one',
             subject=email.rec_name, recipients=email.to_addrs,
-            error=email.error)
+            error=email.outcome)
     return ngettext('email_queue.msg_failed_some', len(emails),
         number=len(emails), subjects=', '.join(e.rec_name for e in emails))
 

@@ -24,6 +24,7 @@ from . import notification
 from .address import ArgumentError, envelope_from, envelope_to
 from .incomplete import UNKNOWN, Octets
 from .mime import describe, prepare
+from .recipients import join_lines
 from .tools import database_time
 from .words import printable
 
@@ -37,12 +38,10 @@ TEXT = 'msg_original'
 ROWS, BYTES = 1000, 4 * 1024 * 1024
 # What has waited for longer is not for a program to send
 WAITED = dt.timedelta(days=1)
-WAITED_WORDS = "waited since {:%Y-%m-%d %H:%M:%S} before the update"
-FAILED_WORDS = "failed before the update"
 # The columns of a new table that the conversion fills
 COLUMNS = [
     'msg', 'size', 'subject', 'message_id', 'priority', 'scheduled_at',
-    'crashes', 'sensitive', 'sent_at', 'refused', 'error']
+    'crashes', 'sensitive', 'sent_at', 'refused', 'reason', 'error']
 # The scheduler's action of both
 METHOD = 'email.queue|send_all'
 # What an action of the original may be called, whatever brought it to 8.x
@@ -194,19 +193,20 @@ def values_of(Model, row, text, now):
     from_addr, to_addrs, refused, fault = _envelope(row)
     data = message(text, queued_at)
     subject, message_id = describe(data) if data else (None, None)
-    state, error = row.state, None
+    state, reason, error = row.state, None, None
     if state in {'outbox', 'sending'}:
         state = 'outbox'
         if data is None:
-            fault = fault or "there is no message"
+            fault = fault or 'no_message'
         if not fault and queued_at < now - WAITED:
-            fault = WAITED_WORDS.format(queued_at)
+            fault = 'waited'
         if fault:
-            state, error = 'failed', fault
+            state, reason = 'failed', fault
     elif state == 'failed':
-        error = fault or FAILED_WORDS
+        reason = fault or 'failed_before'
     elif state != 'sent':
-        state, error = 'failed', f"its state was {printable(str(state))}"
+        error = None if state is None else printable(str(state))
+        state, reason = 'failed', 'no_state'
     return {
         'from_addr': from_addr,
         'to_addrs': to_addrs,
@@ -222,6 +222,7 @@ def values_of(Model, row, text, now):
         'sent_at': (row.write_date or queued_at) if state == 'sent' else None,
         'refused': refused if state == 'outbox' else None,
         'state': state,
+        'reason': reason,
         'error': error,
         }
 
@@ -235,7 +236,8 @@ def message(text, queued_at):
 
 
 def _envelope(row):
-    """Return sender, recipients, what is refused of them, and the fault.
+    """Return sender, recipients, what is refused of them, and the reason why
+    none of them can get it.
 
     The original left it to the server to refuse the wrong ones of several
     recipients, and the others got the email.
@@ -245,17 +247,13 @@ def _envelope(row):
         from_addr = envelope_from(row.from_addr or '')
     except ArgumentError:
         from_addr = printable(row.from_addr or '') or UNKNOWN
-        fault = _words(from_addr)
+        fault = 'no_sender'
     valid, wrong = recipients_of(row.to_addrs or '')
     if not valid:
         shown = printable(row.to_addrs or '') or UNKNOWN
-        return from_addr, shown, None, fault or _words(shown)
-    refused = '\n'.join(map(_words, wrong)) or None
+        return from_addr, shown, None, fault or 'no_recipient'
+    refused = join_lines(None, wrong)
     return from_addr, ', '.join([*valid, *wrong]), refused, fault
-
-
-def _words(address):
-    return f"{address} is not a valid email address"
 
 
 def recipients_of(text):
@@ -297,11 +295,10 @@ def _make_as_new(handler):
 def _remember_held(Model):
     "Let the administrators be told of what the update holds back"
     t = Model.__table__()
-    like = WAITED_WORDS.partition('{')[0] + '%'
     cursor = _cursor()
     cursor.execute(*t.select(
             Count(Literal(1)),
-            where=(t.state == 'failed') & t.error.like(like)))
+            where=(t.state == 'failed') & (t.reason == 'waited')))
     number, = cursor.fetchone()
     if number:
         held = Pool().get('email.queue.held').__table__()

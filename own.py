@@ -16,7 +16,8 @@ from trytond.transaction import Transaction
 
 from .email_queue import EmailQueue
 from .event import Event
-from .shown import Titled, in_whole_seconds
+from .reasons import REASONS
+from .shown import Titled, Told, in_whole_seconds
 
 
 class _Own(ModelSQL, ModelView):
@@ -56,7 +57,7 @@ def _shown_if(name):
     return {'invisible': ~Eval(name)}
 
 
-class OwnEmail(Titled, _Own):
+class OwnEmail(Titled, Told, _Own):
     __name__ = 'email.queue.own'
     _rec_name = 'subject'
 
@@ -82,6 +83,16 @@ class OwnEmail(Titled, _Own):
         "Refused", readonly=True, states=_shown_if('refused'),
         help="The recipients that the server has refused for good, "
         "each with its answer.")
+    uncertain = fields.Boolean("Uncertain", readonly=True)
+    reason = fields.Selection(
+        REASONS, "Reason", sort=False, readonly=True,
+        states=_shown_if('reason'), help="Why the email is not sent.")
+    outcome = fields.Function(
+        fields.Char(
+            "What Became of It",
+            help="Why the email is not sent, to how many of its recipients "
+            "it was delivered, and what the server said."),
+        'get_outcome', searcher='search_outcome')
     error = fields.Text(
         "Error", readonly=True, states=_shown_if('error'),
         help="The last answer of the server that was not good.")
@@ -114,6 +125,7 @@ class OwnEvent(_Own):
     kind = fields.Selection(
         Event.kind.selection, "Event", readonly=True, sort=False)
     recipients = fields.Text("Recipients", readonly=True)
+    reason = fields.Selection(REASONS, "Reason", readonly=True, sort=False)
     words = fields.Text("Words", readonly=True)
 
     @classmethod

@@ -9,12 +9,14 @@ import random
 import threading
 import time
 
-from .recipients import account, join_lines, split_addresses, told
+from .reasons import reason_of
+from .recipients import (
+    account, answer_lines, join_lines, split_addresses, split_lines, told)
 from .replies import QUOTA
 
 __all__ = [
     'Deadline', 'Pace', 'Patience', 'Sessions', 'Suspects', 'Throttle',
-    'after', 'first_words', 'login_delay', 'next_attempt', 'suspected']
+    'after', 'first_answer', 'login_delay', 'next_attempt', 'suspected']
 
 HELD_ROWS = 500
 RECORD_SECONDS = 0.02
@@ -43,87 +45,119 @@ RETRY_DELAY_MAX = dt.timedelta(hours=4)
 def after(row, outcome, now, settings, chance=random.random):
     """Return ``row`` as it has to be recorded after ``outcome``.
 
+    Each function that it calls is a part of the table in doc/design.rst.
+
     :param outcome: the ``smtp.Outcome``, None where the row was not handed
         over. A refusal in it is the message's own: see :func:`suspected`.
     :param now: a naive datetime in UTC.
     :param chance: a function that returns a number from 0 to 1.
     """
     if outcome is None:
-        return _expired(row) if row.expired(now) else row._replace(
-            state='outbox')
-    decided = outcome.decided
-    row = row._replace(
-        state='outbox',
-        accepted=join_lines(row.accepted, outcome.accepted),
-        refused=join_lines(
-            row.refused, (f'{a} {w}' for a, w in outcome.refused.items())),
-        queue_id=_queue_id(row, outcome),
-        # Send Now has raised it for this attempt
-        priority=decided and row.own_priority or row.priority,
-        own_priority=None if decided else row.own_priority,
-        attempts=row.attempts + decided,
-        first_attempt=row.first_attempt or (now if decided else None))
-    if decided:
-        row = row._replace(suspect=None, suspect_since=None)
+        return _given_back(row, now)
+    row = _decided(row, outcome, now)
     if not row.remaining:
-        if split_addresses(row.to_addrs) and not row.refused:
-            return row._replace(
-                state='sent', accepted=None, sent_at=now, error=None)
-        return _failed(row, reason='' if row.refused else "no recipient")
+        return _complete(row, outcome, now)
     if outcome.uncertain:
-        return _uncertain(row, outcome.uncertain, now, settings)
+        return _unanswered(row, outcome.uncertain, now, settings)
     if outcome.deferred:
-        next_ = next_attempt(row, now, settings, chance)
-        if next_ is None:
-            return _failed(row, outcome.deferred, "gave up")
-        return row._replace(
-            scheduled_at=next_,
-            error=account(row.to_addrs, None, outcome.deferred))
+        return _deferred(row, outcome, now, settings, chance)
     return _troubled(row, outcome.trouble, now, settings)
 
 
-def _expired(row):
-    words = told(row.error, row.remaining)
-    reason = "expired"
-    if row.error and not words:
-        # Of one recipient, or of the server to all of them
-        reason += f": {row.error}"
-    return _failed(row, words, reason)
-
-
-def _failed(row, words=(), reason=''):
-    """Return the row as failed.
-
-    :param words: what those recipients were told last who are not refused.
-    """
-    recipients = split_addresses(row.to_addrs)
-    words = {**dict(words), **told(row.refused, recipients)}
+def _decided(row, outcome, now):
+    "Return the row in the outbox, with what the server has decided"
+    row = row._replace(
+        state='outbox',
+        accepted=join_lines(row.accepted, outcome.accepted),
+        refused=join_lines(row.refused, answer_lines(outcome.refused)),
+        queue_id=_queue_id(row, outcome))
+    if not outcome.decided:
+        return row
     return row._replace(
-        state='failed', suspect=None, suspect_since=None,
-        error=account(row.to_addrs, row.accepted, words, reason))
+        # Send Now has raised it for this attempt
+        priority=row.own_priority or row.priority,
+        own_priority=None,
+        attempts=row.attempts + 1,
+        first_attempt=row.first_attempt or now,
+        suspect=None, suspect_since=None)
 
 
-def _uncertain(row, words, now, settings):
-    words = f"{words}: the message may have arrived"
+def _given_back(row, now):
+    "Not handed over: as it was, unless its time is over"
+    if row.expired(now):
+        return _failed(
+            row, 'expired', told(row.error, row.remaining) or row.error or {})
+    return row._replace(state='outbox')
+
+
+def _complete(row, outcome, now):
+    "Accepted or refused for each recipient"
+    if row.refused:
+        # Those of an earlier attempt were refused by the server
+        reason = 'refused'
+        if len(split_lines(row.refused)) == len(outcome.refused):
+            reason = reason_of(outcome.reasons, outcome.refused, reason)
+        return _failed(row, reason)
+    if not split_addresses(row.to_addrs):
+        return _failed(row, 'no_recipient')
+    return row._replace(
+        state='sent', accepted=None, sent_at=now, reason=None, error=None)
+
+
+def _unanswered(row, words, now, settings):
+    "Transmitted, but not answered: tried again once, where that is allowed"
     next_ = now + UNCERTAIN_DELAY
     fails = (
         row.uncertain or settings.uncertain == 'fail'
         or not _allowed(row, next_, settings))
     row = row._replace(uncertain=True)
-    if not fails:
-        return row._replace(scheduled_at=next_, error=words)
-    if row.accepted or row.refused:
-        return _failed(row, dict.fromkeys(row.remaining, words))
-    return _failed(row, reason=words)
+    if fails:
+        return _failed(row, 'uncertain', words)
+    return row._replace(scheduled_at=next_, reason='uncertain', error=words)
+
+
+def _deferred(row, outcome, now, settings, chance):
+    "Refused for now: tried again as long as the limits allow"
+    words = outcome.deferred
+    next_ = next_attempt(row, now, settings, chance)
+    if next_ is None:
+        return _failed(
+            row, reason_of(outcome.reasons, words, 'gave_up'), words)
+    return row._replace(
+        scheduled_at=next_,
+        reason=reason_of(outcome.reasons, words, 'deferred'),
+        error=account(row.to_addrs, words))
 
 
 def _troubled(row, trouble, now, settings):
-    row = row._replace(error=trouble.words)
+    "Trouble with the server: no attempt of the message"
+    row = row._replace(reason=trouble.reason, error=trouble.words)
     if trouble.kind == QUOTA:
-        return _waits(row, trouble.words, now, settings)
+        return _waits(row, 'gave_up', trouble.words, now, settings)
     if not trouble.lasting:
         row = row._replace(scheduled_at=now + TROUBLE_DELAY)
     return row
+
+
+def _failed(row, reason, words=()):
+    """Return the row as failed.
+
+    :param words: what the server said last of the recipients that it has not
+        refused, by address, or as one text for all of them.
+    """
+    refused = told(row.refused, split_addresses(row.to_addrs))
+    if isinstance(words, str):
+        if not (row.accepted or refused):
+            return _ended(row, reason, words)
+        words = dict.fromkeys(row.remaining, words)
+    return _ended(
+        row, reason, account(row.to_addrs, {**dict(words), **refused}))
+
+
+def _ended(row, reason, error):
+    return row._replace(
+        state='failed', suspect=None, suspect_since=None,
+        reason=reason, error=error)
 
 
 def suspected(row, outcome, now, settings, alone, chance=random.random):
@@ -146,13 +180,17 @@ def suspected(row, outcome, now, settings, alone, chance=random.random):
     words = {**outcome.deferred, **outcome.refused}
     row = row._replace(
         state='outbox', suspect=outcome.refusal,
-        error=account(row.to_addrs, None, words))
-    return _waits(row, words, now, settings)
+        reason=reason_of(outcome.reasons, words, 'suspect'),
+        error=account(row.to_addrs, words))
+    return _waits(
+        row, reason_of(outcome.reasons, words, 'gave_up'), words, now,
+        settings)
 
 
-def _waits(row, words, now, settings):
+def _waits(row, reason, words, now, settings):
     """Return the row due again as long as the server refuses everything.
 
+    :param reason: of the row when it has waited for too long.
     :param words: what the server said, by address or to all.
     """
     since = row.suspect_since or now
@@ -161,9 +199,7 @@ def _waits(row, words, now, settings):
     next_ = now + _suspect_delay(since, now)
     if _allowed_time(row, next_, settings):
         return row._replace(scheduled_at=next_)
-    if isinstance(words, str):
-        words = dict.fromkeys(row.remaining, words)
-    return _failed(row, words, "gave up")
+    return _failed(row, reason, words)
 
 
 def _suspect_delay(since, now):
@@ -239,9 +275,9 @@ class Suspects:
         return held
 
 
-def first_words(outcome):
-    "Return what the server said to the first recipient that it did not take"
-    return next(iter({**outcome.refused, **outcome.deferred}.values()))
+def first_answer(outcome):
+    "Return the first recipient that was not taken, and the server's words"
+    return next(iter({**outcome.refused, **outcome.deferred}.items()))
 
 
 class Sessions:

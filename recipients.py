@@ -42,9 +42,24 @@ def address_of(line):
     return match[0] if match else line
 
 
-def words_of(line):
-    "Return what a line of ``refused`` says about its address"
-    return line[len(address_of(line)) + 1:]
+def answer_lines(answers):
+    "Yield a line for each address and the words about it"
+    for address, words in answers.items():
+        yield f'{address} {words}' if words else address
+
+
+def answers(text, addresses):
+    """Yield the address and the words of each line of ``refused``.
+
+    :param addresses: the recipients, because one that is no valid address can
+        have a blank.
+    """
+    odd = [a for a in addresses if address_of(a) != a]
+    for line in split_lines(text):
+        address = next(
+            (a for a in odd if line == a or line.startswith(f'{a} ')),
+            None) or address_of(line)
+        yield address, line[len(address) + 1:]
 
 
 def remaining(to_addrs, accepted, refused):
@@ -55,43 +70,44 @@ def remaining(to_addrs, accepted, refused):
     recipients = split_addresses(to_addrs)
     if not (accepted or refused):
         return recipients
-    lines = split_lines(refused)
-    decided = {*split_lines(accepted), *map(address_of, lines)}
-    return [
-        a for a in recipients
-        if a not in decided
-        # What is no address can have a blank
-        and not (address_of(a) != a
-            and any(line.startswith(f'{a} ') for line in lines))]
+    decided = {
+        *split_lines(accepted),
+        *(address for address, _ in answers(refused, recipients))}
+    return [a for a in recipients if a not in decided]
 
 
 def told(text, addresses):
     "Return by address the words that lines of ``text`` say about them"
-    lines = split_lines(text)
-    words = {address_of(line): words_of(line) for line in lines}
-    for address in addresses:
-        if address_of(address) != address:
-            # What is no address can have a blank
-            words.update(
-                (address, line[len(address) + 1:])
-                for line in lines if line.startswith(f'{address} '))
-    return {a: words[a] for a in addresses if words.get(a)}
+    words = dict(answers(text, addresses))
+    return {a: words[a] for a in addresses if a in words}
 
 
-def account(to_addrs, accepted, words, reason=''):
-    """Return what to say of an email that not all of its recipients got.
+def account(to_addrs, words):
+    """Return the words of a server about recipients, None for no words.
 
-    :param words: what the server told, by address.
-    :param reason: why the email is given up, where it is not these words.
+    Of an email to one recipient they are the words alone, else a line for
+    each address. Nothing has to be said of all recipients alike that have no
+    words.
+
+    :param words: the words by address, which can be empty.
+    """
+    recipients = split_addresses(to_addrs)
+    words = {a: words[a] for a in recipients if a in words}
+    if len(words) == len(recipients) and not any(words.values()):
+        return None
+    if len(recipients) == 1:
+        return words.get(recipients[0])
+    return join_lines(None, answer_lines(words))
+
+
+def delivered(to_addrs, accepted):
+    """Return how many of how many recipients have got an email.
+
+    :return: two numbers, None where nobody or everybody has got it.
     """
     recipients, got = split_addresses(to_addrs), split_lines(accepted)
-    if len(recipients) == 1:
-        return ': '.join(filter(None, [reason, words.get(recipients[0])]))
-    lines = [f'{a} {words[a]}' for a in recipients if a in words]
-    if got:
-        lines.insert(0, reason)
-        reason = f"delivered to {len(got)} of {len(recipients)} recipients"
-    return '\n'.join(filter(None, [reason, *lines]))
+    if 0 < len(got) < len(recipients):
+        return len(got), len(recipients)
 
 
 def without(text, is_gone):

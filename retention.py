@@ -349,8 +349,10 @@ class _Address:
         if not remaining(
                 values['to_addrs'], values['accepted'], values['refused']):
             if values['refused']:
-                return {'state': 'failed'}
-            return {'state': 'sent', 'sent_at': database_time()}
+                return {'state': 'failed', 'reason': 'refused'}
+            return {
+                'state': 'sent', 'sent_at': database_time(),
+                'reason': None, 'error': None}
         return {}
 
     def _without(self, name, text):

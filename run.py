@@ -15,7 +15,7 @@ from trytond.i18n import gettext
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
-from . import identity, smtp
+from . import identity, shown, smtp
 from .exceptions import EmailQueueError
 from .handover import client_for, client_of, hand_over
 from .history import told
@@ -44,7 +44,6 @@ IDLE_RUNS = 2
 CONNECTIONS_EACH = 2
 # The caller's, and those that listen for the cache and the bus
 CONNECTIONS_BESIDE = 3
-NOT_CONFIGURED = 'The server "{}" is not configured.'
 _troubled_at = {}
 
 
@@ -158,7 +157,7 @@ def _missing(Model, names):
         missing = [n for n in waiting_servers(Model) if n not in names]
         for name in missing:
             logger.warning("emails wait for the unknown server %s", name)
-            store.explain(name, NOT_CONFIGURED.format(name))
+            store.explain(name, 'no_server')
     return [
         EmailQueueError(
             gettext('email_queue.msg_server_missing', server=name),
@@ -375,9 +374,10 @@ def send(email, server=None):
         raise EmailQueueError(gettext(
                 'email_queue.msg_not_claimed', email=email.rec_name))
     if row.state != 'sent':
+        error = shown.outcome(shown.labels(Model), row)
         raise EmailQueueError(gettext(
                 'email_queue.msg_not_sent',
-                email=email.rec_name, error=row.error))
+                email=email.rec_name, error=error))
 
 
 def _send(store, email, settings, server, caller):
@@ -410,7 +410,7 @@ def _judged(store, row, outcome, settings):
 def _send_row(Model, row, settings, server):
     if not (server_uri(row.server) or server):
         return smtp.Outcome(trouble=smtp.Trouble(
-                NOT_CONFIGURED.format(row.server), lasting=True))
+                row.server, lasting=True, reason='no_server'))
     settings = Settings.read(row.server)
     if server is None:
         client = client_for(Model, settings, row.server)

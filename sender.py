@@ -13,14 +13,15 @@ import queue
 import threading
 import time
 
-from . import identity
+from . import identity, shown
 from .dead import Addresses
 from .handover import client_for, hand_over
 from .history import told
 from .known import accepted_since, login_of, suspected_alike
 from .policy import (
     ALIKE, ALIKE_AFTER_ACCEPTED, RECORD_SECONDS, Pace, Patience, Sessions,
-    Suspects, Throttle, after, first_words, suspected)
+    Suspects, Throttle, after, first_answer, suspected)
+from .recipients import delivered
 from .recorder import Gate, Recorder, insist
 from .replies import LOGIN, RATE, SESSION
 from .slot import BEAT_SECONDS
@@ -72,6 +73,7 @@ class Sender:
         self._login_refused = False
         self._accepted = 0
         self._now = None
+        self._labels = shown.labels(store.Model)
         self._alone_claimed = False
         self.claimed = False
         self._counts = collections.Counter()
@@ -201,7 +203,7 @@ class Sender:
             return
         self._finish(self._suspects.settle(row, outcome))
         if outcome.refusal and self._is_the_servers(row, outcome.refusal):
-            self._trouble(first_words(outcome), lasting=True)
+            self._trouble(self._first_words(outcome), lasting=True)
 
     def _is_own(self, row):
         "Return whether something was accepted since the row is a suspect"
@@ -269,7 +271,13 @@ class Sender:
                 self._record(row, after_, outcome)
             if not alone:
                 self._stopped_early = True
-                self.trouble = self.trouble or first_words(pairs[0][1])
+                self.trouble = self.trouble or self._first_words(pairs[0][1])
+
+    def _first_words(self, outcome):
+        "Return why the first recipient was refused whom nobody accepted"
+        address, words = first_answer(outcome)
+        return shown.with_words(
+            self._labels[outcome.reasons.get(address)], words)
 
     def _stop(self):
         "Let the threads end what they are at"
@@ -445,5 +453,7 @@ def log_row(row):
         return
     state = 'failed' if row.state == 'failed' else (
         f'deferred until {row.scheduled_at:%Y-%m-%d %H:%M:%S}')
-    logger.info(
-        "email %d %s: %s", row.id, state, ' | '.join(row.error.splitlines()))
+    texts = [row.reason or '', *(row.error or '').splitlines()]
+    if numbers := delivered(row.to_addrs, row.accepted):
+        texts.insert(1, "delivered to {} of {} recipients".format(*numbers))
+    logger.info("email %d %s: %s", row.id, state, ' | '.join(texts))

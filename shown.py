@@ -5,7 +5,14 @@ import datetime as dt
 
 from trytond.i18n import gettext
 
-__all__ = ['Titled', 'in_whole_seconds']
+from . import recipients
+
+__all__ = [
+    'Titled', 'Told', 'account', 'in_whole_seconds', 'labels', 'outcome',
+    'with_words', 'words_of']
+
+# The reasons that say themselves that the email may have arrived
+ARRIVED = {'uncertain', 'not_recorded'}
 
 
 class Titled:
@@ -21,6 +28,96 @@ class Titled:
     @classmethod
     def search_title(cls, name, clause):
         return [('subject', *clause[1:])]
+
+
+class Told:
+    "A model that tells in one sentence what became of an email"
+    __slots__ = ()
+
+    @classmethod
+    def get_outcome(cls, emails, name):
+        labels_ = labels(cls)
+        return {e.id: outcome(labels_, e) for e in emails}
+
+    @classmethod
+    def search_outcome(cls, name, clause):
+        "Search the reason as it is shown, and the words of the server"
+        _, operator, value, *_ = clause
+        negated = operator.startswith(('!', 'not '))
+        found = []
+        if isinstance(value, str) and value.strip('%'):
+            text = value.strip('%').replace('\\', '').casefold()
+            found = [
+                reason for reason, label in labels(cls).items()
+                if reason and text in label.casefold()]
+        by_words = ('error', *clause[1:])
+        if not found:
+            return [by_words]
+        if negated:
+            return [by_words, ['OR',
+                    ('reason', '=', None), ('reason', 'not in', found)]]
+        return ['OR', by_words, ('reason', 'in', found)]
+
+
+def labels(Model):
+    "Return the labels of the reasons in the user's language"
+    return Model.reason.get_selection(Model, 'reason', None)
+
+
+def outcome(labels, email, trouble=None):
+    """Return in the user's language and on one line what became of an email.
+
+    The reason, to how many of its recipients it was delivered, and the words
+    of the server.
+
+    :param labels: of the reasons.
+    :param email: a record or a ``store.Row``.
+    :param trouble: that of the server, instead of reason and words.
+    :return: None where there is nothing to say.
+    """
+    if email.state == 'sent':
+        return None
+    words = None
+    if email.state != 'cancelled' and not trouble:
+        words = ' '.join(words_of(email).split())
+    return account(labels, email, words, trouble)
+
+
+def words_of(email):
+    "Return the words of the server, also where the module ended the email"
+    return email.error or recipients.account(
+        email.to_addrs, recipients.told(
+            email.refused, recipients.split_addresses(email.to_addrs))) or ''
+
+
+def account(labels, email, words, trouble=None):
+    """Return what became of an email, with words of which some can be hidden.
+
+    As :func:`outcome`, which takes the words of the email on one line. Words
+    of several lines follow on lines of their own.
+    """
+    what = trouble
+    if email.state != 'cancelled' and not trouble:
+        what = labels[email.reason]
+        if email.uncertain and email.reason not in ARRIVED:
+            what = '. '.join(filter(None, [labels['uncertain'], what]))
+    if numbers := recipients.delivered(email.to_addrs, email.accepted):
+        accepted, all_ = numbers
+        what = ', '.join(filter(None, [what, gettext(
+                        'email_queue.msg_outcome_delivered',
+                        accepted=accepted, recipients=all_)]))
+    text = with_words(what, words)
+    return text and text[0].upper() + text[1:]
+
+
+def with_words(what, words):
+    "Return what became of an email together with the words of the server"
+    if what and words:
+        if '\n' in words:
+            return f'{what}\n{words}'
+        return gettext(
+            'email_queue.msg_outcome_words', what=what, words=words)
+    return what or words or None
 
 
 def in_whole_seconds(rows):

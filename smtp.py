@@ -104,11 +104,13 @@ class Trouble(NamedTuple):
     ``kind`` is ``LOGIN`` where a login was refused for good, ``SESSION`` where
     no session was to be had, ``RATE`` where the server wants messages more
     slowly, ``QUOTA`` where it refused a message for good because it takes
-    nothing from us, and otherwise None.
+    nothing from us, and otherwise None. ``reason`` is the one of the email
+    that waits for the server.
     """
     words: str
     lasting: bool = False
     kind: str = None
+    reason: str = 'trouble'
 
 
 @dataclass
@@ -122,7 +124,8 @@ class Outcome:
     without addresses and digits, so that it is equal for messages that the
     server refused alike; None where it accepted a recipient or named a
     mailbox. ``queue_ids`` are the names that the server's own log has for what
-    it accepted.
+    it accepted. ``reasons`` says of addresses in ``refused`` and ``deferred``
+    what the server did not say itself: values of ``reasons.REASONS``.
     """
     accepted: list = field(default_factory=list)
     refused: dict = field(default_factory=dict)
@@ -131,6 +134,7 @@ class Outcome:
     trouble: Trouble = None
     refusal: str = None
     queue_ids: list = field(default_factory=list, compare=False)
+    reasons: dict = field(default_factory=dict)
 
     @property
     def decided(self):
@@ -147,15 +151,18 @@ class Outcome:
         self.accepted.extend(addresses)
         self.refusal = None
 
-    def refuse(self, addresses, step, words, reply=None):
+    def refuse(self, addresses, step, words, reply=None, reason=None):
         self.refused.update((a, words) for a in addresses)
-        self._refused_at(step, words, reply)
+        self._refused_at(step, addresses, words, reply, reason)
 
-    def defer(self, addresses, step, words, reply=None):
+    def defer(self, addresses, step, words, reply=None, reason=None):
         self.deferred.update((a, words) for a in addresses)
-        self._refused_at(step, words, reply)
+        self._refused_at(step, addresses, words, reply, reason)
 
-    def _refused_at(self, step, words, reply):
+    def _refused_at(self, step, addresses, words, reply, reason):
+        if reason:
+            self.reasons.update(dict.fromkeys(addresses, reason))
+            words = f'{reason} {words}'
         if not (self.accepted or reply and names_mailbox(step, reply)):
             self.refusal = f'{step} {alike(words)}'
 
@@ -264,7 +271,8 @@ class Client:
                 self.drop()
                 outcome.refuse(
                     outcome.remaining(remaining), session.step,
-                    _printable(f'{type(error).__name__}: {error}'))
+                    _printable(f'{type(error).__name__}: {error}'),
+                    reason='unsendable')
             if outcome.trouble:
                 if outcome.trouble.lasting or session.closed:
                     self.drop()
@@ -634,9 +642,7 @@ class _Session:
         if limit and size > limit:
             # A suspect as any other: a server can offer a limit by mistake
             outcome.refuse(
-                recipients, 'mail',
-                f"The message of {size} bytes is larger "
-                f"than the server's limit of {limit} bytes.")
+                recipients, 'mail', f'SIZE {limit}', reason='too_large')
             return []
         if 'smtputf8' in self._offers:
             return recipients
@@ -645,7 +651,7 @@ class _Session:
             foreign = recipients
         if foreign:
             outcome.refuse(
-                foreign, 'mail', "The server does not offer SMTPUTF8.")
+                foreign, 'mail', 'SMTPUTF8', reason='no_smtputf8')
         return [a for a in recipients if a not in foreign]
 
     def _mail_command(self, mail, recipients):

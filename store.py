@@ -35,9 +35,6 @@ CRASHES_ALONE, CRASHES_FAILED = 3, 10
 # From the second crash on, doubled with each
 CRASH_DELAY = dt.timedelta(minutes=1)
 UNRECORDED_DELAY = dt.timedelta(minutes=15)
-DIED = "its senders died"
-NOT_RECORDED = (
-    "the outcome could not be recorded: the message may have arrived")
 
 
 class Row(NamedTuple):
@@ -68,6 +65,7 @@ class Row(NamedTuple):
     suspect_since: dt.datetime
     queue_id: str = None
     own_priority: str = None
+    reason: str = None
     # What is told in the history, and the recipients that are not tried, each
     # with the reason: no columns of the table
     events: tuple = ()
@@ -75,7 +73,7 @@ class Row(NamedTuple):
 
     ended = (
         'state', 'accepted', 'refused', 'attempts', 'first_attempt',
-        'uncertain', 'sent_at', 'error', 'suspect', 'suspect_since',
+        'uncertain', 'sent_at', 'reason', 'error', 'suspect', 'suspect_since',
         'priority', 'own_priority')
     recorded = ended + ('scheduled_at', 'queue_id')
 
@@ -201,17 +199,22 @@ class Store:
             if not ids:
                 return
             self._tell((id_, Event('put_back')) for id_ in ids)
+            is_one = fields.SQL_OPERATORS['in'](t.id, ids)
+            ended = self._ids(t.select(t.id, where=is_one & failed))
+            self._tell(
+                (id_, Event('gave_up', reason='died')) for id_ in ended)
             self.execute(t.update(
-                    [t.state, t.crashes, t.scheduled_at, t.error,
+                    [t.state, t.crashes, t.scheduled_at, t.reason, t.error,
                         t.write_date],
                     [
                         Case((failed, 'failed'), else_='outbox'),
                         crashes,
                         Case(*delays, else_=t.scheduled_at),
-                        Case((failed, DIED), else_=t.error),
+                        Case((failed, 'died'), else_=t.reason),
+                        Case((failed, Null), else_=t.error),
                         utc_now(),
                         ],
-                    where=fields.SQL_OPERATORS['in'](t.id, ids)))
+                    where=is_one))
         logger.warning("put back %d emails whose sender died", len(ids))
 
     def complete(self):
@@ -221,13 +224,14 @@ class Store:
                 t, *incomplete.completion(self.Model, t, utc_now())))
         incomplete.log(cursor.rowcount)
 
-    def explain(self, server, words):
-        "Show words as the error of the rows that wait for a server"
+    def explain(self, server, reason):
+        "Write why the rows wait that are for a server, and its name as error"
         t = self.Model.__table__()
         self.execute(self._update_unlocked(
-                t, [t.error, t.write_date], [words, utc_now()],
+                t, [t.reason, t.error, t.write_date],
+                [reason, server, utc_now()],
                 (t.state == 'outbox') & (t.server == server)
-                & ((t.error == Null) | (t.error != words))))
+                & ((t.reason == Null) | (t.reason != reason))))
         forget(Transaction())
 
     def _update_unlocked(self, table, columns, values, where):
@@ -420,10 +424,12 @@ class Store:
         t = self.Event.__table__()
         now = moment()
         values = [
-            [id_, now, e.kind, e.recipients, e.words] for id_, e in pairs]
+            [id_, now, e.kind, e.recipients, e.words, e.reason]
+            for id_, e in pairs]
         if values:
             self.execute(t.insert(
-                    [t.email, t.at, t.kind, t.recipients, t.words], values))
+                    [t.email, t.at, t.kind, t.recipients, t.words, t.reason],
+                    values))
 
     def _held(self, ids, locked=lambda query: query):
         """Return which of the rows the sender still holds.
@@ -501,7 +507,7 @@ class Store:
                 row.state == 'sent' or row.accepted or row.uncertain)
             groups[taken, row.crashes].append(row.id)
         told = {
-            True: Event('uncertain', words=NOT_RECORDED),
+            True: Event('uncertain', reason='not_recorded'),
             False: Event('put_back')}
         for (taken, crashes), ids in groups.items():
             columns, values = [t.state, t.slot, t.write_date], [
@@ -509,11 +515,11 @@ class Store:
             if taken:
                 values[0] = state
                 columns += [
-                    t.uncertain, t.crashes, t.scheduled_at, t.error]
+                    t.uncertain, t.crashes, t.scheduled_at, t.reason, t.error]
                 values += [
                     True, crashes + 1,
                     utc_now() + UNRECORDED_DELAY * 2 ** crashes,
-                    NOT_RECORDED]
+                    'not_recorded', None]
             held = self._held(ids)
             self.execute(t.update(
                     columns, values, where=self._holding(t, ids)))

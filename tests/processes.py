@@ -106,7 +106,7 @@ class ProcessTestCase(QueueTestCase):
 
     def queue_many(self, count, **keywords):
         ids = super().queue_many(count, **keywords)
-        if backend.name == 'sqlite':
+        if self.database != DB_NAME:
             self.copy()
         return ids
 

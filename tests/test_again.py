@@ -460,7 +460,8 @@ class RetryTestCase(AgainTestCase):
 class OwnTestCase(AgainTestCase):
     "Test what everybody reads of their own emails, and of no others"
     names = [
-        'from_addr', 'to_addrs', 'subject', 'state', 'error', 'refused',
+        'from_addr', 'to_addrs', 'subject', 'state', 'reason', 'error',
+        'outcome', 'refused',
         'accepted', 'rec_name', 'create_date', 'scheduled_at', 'queue_id']
 
     def setUp(self):
@@ -483,8 +484,10 @@ class OwnTestCase(AgainTestCase):
             key=lambda row: row['id'])
         self.assertEqual({r['state'] for r in rows}, {'failed'})
         self.assertEqual(
-            rows[0]['error'],
-            f'delivered to 1 of 2 recipients\n{BAD} 550 5.1.1 no')
+            (rows[0]['reason'], rows[0]['error'], rows[0]['outcome']),
+            ('refused', f'{BAD} 550 5.1.1 no',
+                "Refused, delivered to 1 of 2 recipients: "
+                f"{BAD} 550 5.1.1 no"))
         self.assertEqual(rows[0]['scheduled_at'].microsecond, 0)
         events = [id_ for r in rows for id_ in r['events']]
         self.assertEqual(

@@ -352,29 +352,38 @@ class WebClientTestCase(RPCTestCase):
                 [('title', 'ASC')]), [order])
 
     def test_outcome(self):
-        "Test one line tells what became of an email"
+        "Test one line tells what became of an email, and is found"
         now = dt.datetime.now()
         words = "550 5.1.1 no\nsuch user"
         line = "550 5.1.1 no such user"
         for values, outcome in [
                 ({}, None),
-                ({'error': words}, f"Is tried again: {line}"),
-                ({'error': words, 'suspect_since': now},
+                ({'reason': 'deferred', 'error': words},
+                    f"Refused for now: {line}"),
+                ({'reason': 'suspect', 'error': words, 'suspect_since': now},
                     f"The server may refuse everything: {line}"),
-                ({'error': words, 'uncertain': True},
+                ({'reason': 'uncertain', 'error': words, 'uncertain': True},
                     f"May have arrived: {line}"),
+                ({'reason': 'deferred', 'error': words, 'uncertain': True},
+                    f"May have arrived. Refused for now: {line}"),
                 ({'uncertain': True}, "May have arrived"),
-                ({'error': "lost: the message may have arrived",
-                    'uncertain': True, 'state': 'failed'},
-                    "lost: the message may have arrived"),
+                ({'reason': 'not_recorded', 'uncertain': True},
+                    "May have arrived, but could not be recorded"),
                 ({'state': 'failed', 'error': words}, line),
-                ({'state': 'failed', 'error': words, 'bounced_at': now},
+                ({'state': 'failed', 'reason': 'bounced', 'error': words},
                     f"Came back: {line}"),
-                ({'state': 'failed', 'error': words, 'uncertain': True},
-                    f"May have arrived: {line}"),
-                ({'state': 'sending', 'error': words}, line),
+                ({'state': 'failed', 'reason': 'died'}, "Its senders died"),
+                ({'state': 'failed', 'reason': 'died',
+                    'refused': f'jane@example.com {line}'},
+                    f"Its senders died: {line}"),
+                ({'state': 'sending', 'reason': 'trouble', 'error': words},
+                    f"The server is in trouble: {line}"),
                 ({'state': 'sent', 'error': words, 'uncertain': True}, None),
-                ({'state': 'cancelled', 'error': words}, None),
+                ({'state': 'cancelled', 'reason': 'refused', 'error': words},
+                    None),
+                ({'state': 'cancelled', 'to_addrs': 'a@x.test, b@x.test',
+                    'accepted': 'a@x.test'},
+                    "Delivered to 1 of 2 recipients"),
                 ]:
             with self.subTest(values=values):
                 id_ = self.queue()
@@ -386,6 +395,25 @@ class WebClientTestCase(RPCTestCase):
                         'search', [('outcome', 'ilike', '%no_such%')], 0,
                         None, None),
                     values.get('error') == words)
+
+    def test_search_outcome(self):
+        "Test an email is found by its reason, in the language of the user"
+        refused, deferred, plain = self.queue(), self.queue(), self.queue()
+        self.write(refused, reason='refused', error="550 no")
+        self.write(deferred, reason='deferred', error="451 no")
+        for clause, ids in [
+                (('outcome', 'ilike', '%refused%'), [refused, deferred]),
+                (('outcome', 'ilike', '%for now%'), [deferred]),
+                (('outcome', 'ilike', '%550%'), [refused]),
+                (('outcome', 'not ilike', '%for now%'), [refused, plain]),
+                (('reason', '=', 'refused'), [refused]),
+                (('reason', 'in', ['refused', 'expired']), [refused]),
+                (('reason', '=', None), [plain]),
+                ]:
+            with self.subTest(clause):
+                self.assertEqual(
+                    self.postmaster.queue(
+                        'search', [clause], 0, None, [('id', 'ASC')]), ids)
 
     def test_sent_or_due(self):
         "Test when an email was sent or goes next is read, found and sorted"

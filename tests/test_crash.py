@@ -132,9 +132,9 @@ class KillTestCase(ProcessTestCase):
         self.assertEqual(deaths, 10)
         self.assertEqual(
             [row for row in self.rows(
-                    'to_addrs', 'state', 'error', 'crashes', 'attempts')
+                    'to_addrs', 'state', 'reason', 'crashes', 'attempts')
                 if row[1] != 'sent'],
-            [(KILLER, 'failed', "its senders died", 10, 0)])
+            [(KILLER, 'failed', 'died', 10, 0)])
         self.assertLessEqual(max(
                 c for a, c in self.rows('to_addrs', 'crashes')
                 if a != KILLER), 3)

@@ -82,9 +82,11 @@ class DocumentTestCase(RPCTestCase):
 
     def test_error(self):
         "Test the server's words"
-        id_, _ = self.archive(state='failed', error="550 no such user")
+        id_, _ = self.archive(
+            state='failed', reason='refused', error="550 no such user")
         self.assertEqual(
-            self.delivery(self.clerk, id_), ('failed', "550 no such user"))
+            self.delivery(self.clerk, id_),
+            ('failed', "Refused: 550 no such user"))
 
     def test_one_query(self):
         "Test the deliveries of a list are found by one query"
@@ -111,21 +113,22 @@ class DocumentTestCase(RPCTestCase):
 
     def test_hidden(self):
         "Test hidden recipients are shown to the author and the group only"
-        error = (
-            "delivered to 1 of 2 recipients\n"
-            f"{BCC} 550 5.1.1 <{BCC}>: boss is unknown")
-        theirs, _ = self.archive(
-            user=1, bcc=BCC, state='failed', error=error)
-        mine, _ = self.archive(bcc=BCC, state='failed', error=error)
+        error = f"{BCC} 550 5.1.1 <{BCC}>: boss is unknown"
+        values = {
+            'bcc': BCC, 'state': 'failed', 'reason': 'gave_up',
+            'error': error, 'accepted': 'jane@example.com'}
+        theirs, mine = [
+            self.archive(user=user, **values)[0] for user in [1, None]]
+        what = "Given up, delivered to 1 of 2 recipients: "
         for session in self.readers:
             for id_ in [theirs, mine]:
                 self.assertEqual(
-                    self.delivery(session, id_), ('failed', error))
-        self.assertEqual(self.delivery(self.clerk, mine), ('failed', error))
+                    self.delivery(session, id_), ('failed', what + error))
         self.assertEqual(
-            self.delivery(self.clerk, theirs), ('failed',
-                "delivered to 1 of 2 recipients\n"
-                "a hidden recipient 550 5.1.1"))
+            self.delivery(self.clerk, mine), ('failed', what + error))
+        self.assertEqual(
+            self.delivery(self.clerk, theirs),
+            ('failed', f"{what}a hidden recipient 550 5.1.1"))
 
     def test_views(self):
         "Test it is in the list and in the form"

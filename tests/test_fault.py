@@ -201,8 +201,8 @@ class SuspectTestCase(FaultTestCase):
         self.later(5 * 24 * 60)
         self.run_in_trouble('denied')
         self.assertEqual(
-            self.rows('state', 'error'),
-            [('failed', 'gave up: 554 5.7.1 Relay access denied')] * 2)
+            self.rows('state', 'reason', 'error'),
+            [('failed', 'gave_up', '554 5.7.1 Relay access denied')] * 2)
 
     def test_deferred_alone(self):
         "Test that what is refused for now is no suspect that fails"
@@ -286,8 +286,8 @@ class SuspectTestCase(FaultTestCase):
                 *t.update([t.msg], [None]))
         self.send_all()
         self.assertEqual(
-            self.rows('state', 'error'),
-            [('failed', "the message has been removed")] * 3)
+            self.rows('state', 'reason', 'error'),
+            [('failed', 'no_message', None)] * 3)
 
     def test_erase(self):
         "Test that an address goes from what is told of the server, too"
@@ -670,7 +670,7 @@ class LoginTestCase(FaultTestCase):
 
 
 class FaultErrorTestCase(FaultTestCase):
-    "What the error of an email says that some have got"
+    "What is said of an email that some have got"
 
     to_addrs = [
         'jane@example.com', 'rcpt-550-5.1.1-gone@example.com',
@@ -679,13 +679,18 @@ class FaultErrorTestCase(FaultTestCase):
         'rcpt-550-5.1.1-gone@example.com 550 5.1.1 gone',
         'rcpt-451-4.2.1-full@example.com 451 4.2.1 full']
 
+    def check(self, id_, reason, label, *lines):
+        self.assertEqual(
+            self.read(id_, 'state', 'reason', 'error', 'outcome'),
+            ['failed', reason, '\n'.join(lines),
+                f"{label}, delivered to 1 of 3 recipients: "
+                + ' '.join(lines)])
+
     def test_gave_up(self):
         id_ = self.queue(self.to_addrs)
         with configured(max_attempts=1):
             self.send_all()
-        self.assertEqual(
-            self.read(id_, 'error').splitlines(), [
-                'delivered to 1 of 3 recipients', 'gave up', *self.told])
+        self.check(id_, 'gave_up', "Given up", *self.told)
 
     def test_expired(self):
         id_ = self.queue(self.to_addrs, expires_at=dt.timedelta(hours=1))
@@ -693,9 +698,7 @@ class FaultErrorTestCase(FaultTestCase):
         self.write(id_, expires_at=dt.datetime(2020, 1, 1))
         self.later(60)
         self.send_all()
-        self.assertEqual(
-            self.read(id_, 'error').splitlines(), [
-                'delivered to 1 of 3 recipients', 'expired', *self.told])
+        self.check(id_, 'expired', "Expired", *self.told)
 
     def test_uncertain(self):
         id_ = self.queue(
@@ -705,10 +708,9 @@ class FaultErrorTestCase(FaultTestCase):
         with configured(uncertain='fail'):
             self.later(60)
             self.send_all()
-        lines = self.read(id_, 'error').splitlines()
-        self.assertEqual(lines[:2], [
-                'delivered to 1 of 3 recipients', self.told[0]])
-        self.assertIn('may have arrived', lines[2])
+        self.check(
+            id_, 'uncertain', "May have arrived", self.told[0],
+            'rcpt-451x1-4.2.1-soon@example.com the connection was closed')
 
     def test_refused_after_all(self):
         id_ = self.queue([*self.to_addrs[:2], 'rcpt-451x1-4.2.1@example.com'])
@@ -716,10 +718,9 @@ class FaultErrorTestCase(FaultTestCase):
         self.server.script['rcpt'] = '550 5.1.1 no'
         self.later(60)
         self.send_all()
-        self.assertEqual(
-            self.read(id_, 'error').splitlines(), [
-                'delivered to 1 of 3 recipients', self.told[0],
-                'rcpt-451x1-4.2.1@example.com 550 5.1.1 no'])
+        self.check(
+            id_, 'refused', "Refused", self.told[0],
+            'rcpt-451x1-4.2.1@example.com 550 5.1.1 no')
 
 
 class FaultProcessesTestCase(ProcessTestCase):

@@ -159,8 +159,8 @@ class StoredTestCase(FilestoreTestCase):
                     first_attempt=None)
             self.send_all()
             self.assertEqual(
-                self.read(ids[0], 'state', 'error', 'attempts'),
-                ['outbox', "the message is not in the filestore", 1])
+                self.read(ids[0], 'state', 'reason', 'error', 'attempts'),
+                ['outbox', 'not_in_filestore', None, 1])
         self.assertEqual(
             [self.read(i, 'state') for i in ids[1:]], ['sent', 'sent'])
         lost.write_bytes(data)

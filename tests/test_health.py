@@ -65,6 +65,19 @@ class NumbersTestCase(Ages, QueueTestCase):
         self.assertGreaterEqual(numbers.age, 60)
         self.assertLess(numbers.age, 600)
 
+    def test_reasons(self):
+        "Test those with a reason are counted by it, in each state"
+        for state, reason, count in [
+                ('failed', 'expired', 2), ('failed', 'refused', 1),
+                ('outbox', 'deferred', 2), ('sending', 'deferred', 1),
+                ('cancelled', 'refused', 1), ('sent', None, 1)]:
+            for _ in range(count):
+                id_ = self.put(MINUTE, state)
+                self.write(id_, reason=reason)
+        self.assertEqual(self.measure().reasons, {
+                'failed': {'expired': 2, 'refused': 1},
+                'waiting': {'deferred': 3}})
+
     def test_oldest(self):
         "Test the oldest is found whatever its priority and state"
         self.put(20 * DAY, 'sent')
@@ -152,7 +165,7 @@ class NumbersTestCase(Ages, QueueTestCase):
                     type(connection.cursor()), 'execute', explained):
                 numbers = Pool().get('email.queue.health').measure()
         self.assertEqual(numbers.waiting, 1000)
-        self.assertEqual(len(plans), 10)
+        self.assertEqual(len(plans), 11)
         for plan in plans:
             self.assertNotIn('Seq Scan', plan)
 
@@ -193,6 +206,7 @@ class HealthRouteTestCase(Ages, RPCTestCase):
                 'due': 1,
                 'waiting': 2,
                 'failed': 0,
+                'reasons': {'failed': {}, 'waiting': {}},
                 'limits': {'age': 900, 'failed': None},
                 })
 

@@ -50,14 +50,24 @@ TOLD = [
             'accepted': ['a@x.test', 'b@x.test'],
             'deferred': {'c@x.test': '451 later'},
             }, [('deferred', 'c@x.test', '451 later'),
-            ('gave_up', 'c@x.test', 'delivered to 2 of 3 recipients\n'
-                'gave up\nc@x.test 451 later')]),
+            ('gave_up', 'c@x.test', 'c@x.test 451 later', 'gave_up')]),
     ('uncertain', {}, {'uncertain': 'timed out'},
         [('uncertain', ALL, 'timed out')]),
     ('uncertain again', {'uncertain': True}, {'uncertain': 'timed out'},
         [('uncertain', ALL, 'timed out')]),
-    ('expired', {'expires_at': NOW}, None, [('gave_up', ALL, 'expired')]),
+    ('expired', {'expires_at': NOW}, None,
+        [('gave_up', ALL, None, 'expired')]),
     ('after a refusal', {'error': '451 later'}, SENT, [('sent', ALL, '4A1B')]),
+    ('not tried', {}, {
+            'accepted': ['a@x.test'],
+            'refused': {'b@x.test': '550 no', 'c@x.test': '550 5.1.1 no'},
+            'reasons': {'c@x.test': 'dead'},
+            }, [('refused', 'b@x.test', '550 no'),
+            ('refused', 'c@x.test', '550 5.1.1 no', 'dead')]),
+    ('without a message', {}, {
+            'refused': dict.fromkeys(SENT['accepted'], ''),
+            'reasons': dict.fromkeys(SENT['accepted'], 'no_message'),
+            }, [('refused', ALL, None, 'no_message')]),
     ('after a crash', {'crashes': 1}, SENT, [('sent', ALL, '4A1B')]),
     ('the rest', {'error': '451', 'accepted': 'a@x.test\nb@x.test'},
         {'accepted': ['c@x.test']}, [('sent', 'c@x.test', '4A1B')]),
@@ -76,7 +86,8 @@ class HistoryToldTestCase(unittest.TestCase):
                 after = policy.after(
                     row, outcome, NOW, Settings(max_attempts=9))
                 told = history.told(row, after, outcome)
-                self.assertEqual(list(map(tuple, told.events)), expected)
+                self.assertEqual(
+                    list(told.events), [history.Event(*e) for e in expected])
                 self.assertEqual(told, after._replace(events=told.events))
 
     def test_suspect(self):
@@ -85,15 +96,15 @@ class HistoryToldTestCase(unittest.TestCase):
         outcome = smtp.Outcome()
         outcome.refuse(row.remaining, 'mail', '554 5.7.1 denied')
         words = '\n'.join(f'{a} 554 5.7.1 denied' for a in row.remaining)
-        for error, expected in [
-                (None, [('suspect', ALL, words)]),
-                (words, []),
+        for reason, error, expected in [
+                (None, None, [history.Event('suspect', ALL, words)]),
+                ('suspect', words, []),
                 ]:
-            row = row._replace(error=error)
+            row = row._replace(reason=reason, error=error)
             after = policy.suspected(
                 row, outcome, NOW, Settings(), alone=False)
             told = history.told(row, after, outcome)
-            self.assertEqual(list(map(tuple, told.events)), expected)
+            self.assertEqual(list(told.events), expected)
 
     def test_no_suspect_any_more(self):
         row = Row(**{
@@ -136,6 +147,12 @@ class HistoryTestCase(QueueTestCase):
             return [
                 (e.kind, e.recipients, e.words, e.user and e.user.login)
                 for e in reversed(events)]
+
+    def reasons(self, id_):
+        "Return the reasons that are told of an email, the first first"
+        with self.transaction(readonly=True):
+            events = Pool().get('email.queue')(id_).events
+            return [e.reason for e in reversed(events)]
 
     def count(self):
         with self.transaction(readonly=True) as transaction:
@@ -295,7 +312,9 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
                 store.recover()
             self.assertEqual(self.read(id_, 'state'), state)
         self.assertEqual(
-            [kind for kind, *_ in self.history(id_)], ['put_back'] * 2)
+            [kind for kind, *_ in self.history(id_)],
+            ['put_back', 'put_back', 'gave_up'])
+        self.assertEqual(self.reasons(id_), [None, None, 'died'])
 
     def test_put_back(self):
         "Test it is told that an outcome could not be recorded"
@@ -306,8 +325,8 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
                     rows[taken]._replace(state='sent'),
                     rows[other]._replace(state='outbox')], 'outbox')
         (kind, _, words, _), = self.history(taken)
-        self.assertEqual(kind, 'uncertain')
-        self.assertIn("could not be recorded", words)
+        self.assertEqual((kind, words), ('uncertain', None))
+        self.assertEqual(self.reasons(taken), ['not_recorded'])
         self.assertEqual(self.history(other), [('put_back', None, None, None)])
 
     def test_put_back_without(self):

@@ -84,8 +84,7 @@ COMMON = {
     'create_uid': 1,
     'write_uid': None,
     }
-WAITED = f"waited since {OLD:%Y-%m-%d %H:%M:%S} before the update"
-# The row, its state after the update, its error, and what the server gets:
+# The row, its state after the update, its reason, and what the server gets:
 # the recipients and the message without Message-ID and Date
 CASES = {
     'plain': ({}, 'outbox', None,
@@ -123,21 +122,20 @@ CASES = {
         'outbox', None,
         ['jane'], b'Subject: Order\r\n\r\nThank you.\r\n'),
     'all wrong': ({'to_addrs': 'jane,joe@@example.com'}, 'failed',
-        "jane,joe@@example.com is not a valid email address", None, None),
+        'no_recipient', None, None),
     'wrong sender': ({'from_addr': 'the shop'}, 'failed',
-        "the shop is not a valid email address", None, None),
-    'old': ({'create_date': OLD}, 'failed', WAITED, None, None),
+        'no_sender', None, None),
+    'old': ({'create_date': OLD}, 'failed', 'waited', None, None),
     'old dead sender': ({'create_date': OLD, 'state': 'sending'},
-        'failed', WAITED, None, None),
+        'failed', 'waited', None, None),
     'failed': ({'create_date': OLD, 'state': 'failed', 'attempts': 3,
             'write_date': OLD + HOUR}, 'failed',
-        "failed before the update", None, None),
+        'failed_before', None, None),
     'sent': ({'create_date': OLD, 'state': 'sent', 'attempts': 1,
             'write_date': OLD + HOUR}, 'sent', None, None, None),
     'sent wrong': ({'state': 'sent', 'attempts': 1, 'to_addrs': 'jane@'},
         'sent', None, None, None),
-    'other': ({'state': 'draft'}, 'failed', "its state was draft",
-        None, None),
+    'other': ({'state': 'draft'}, 'failed', 'no_state', None, None),
     }
 IDS = {name: id_ for id_, name in enumerate(CASES, 11)}
 OWN = re.compile(
@@ -302,7 +300,7 @@ class OriginalTestCase(OriginalDatabase):
 
     def test_rows(self):
         "Test the values of each row"
-        for name, (values, state, error, *_) in CASES.items():
+        for name, (values, state, reason, *_) in CASES.items():
             values = {**COMMON, **values}
             with self.subTest(name):
                 sent_at = None
@@ -310,10 +308,10 @@ class OriginalTestCase(OriginalDatabase):
                     sent_at = values['write_date'] or values['create_date']
                 self.assertEqual(
                     self.row(
-                        name, 'state', 'error', 'attempts', 'priority',
+                        name, 'state', 'reason', 'attempts', 'priority',
                         'scheduled_at', 'create_date', 'write_date',
                         'sent_at', 'crashes', 'server'),
-                    (state, error, values['attempts'], '20',
+                    (state, reason, values['attempts'], '20',
                         values['create_date'], values['create_date'],
                         values['write_date'], sent_at, 0, None))
 
@@ -347,7 +345,7 @@ class OriginalTestCase(OriginalDatabase):
                     'jane@example.com, joe@example.com', None),
                 ('one wrong', 'shop@example.com',
                     'jane@example.com, no address',
-                    "no address is not a valid email address"),
+                    "no address"),
                 ('all wrong', 'shop@example.com', 'jane,joe@@example.com',
                     None),
                 ('wrong sender', 'the shop', 'jane@example.com', None),
@@ -417,9 +415,8 @@ class OriginalTestCase(OriginalDatabase):
         stored = {bytes(m) for m, in self.select('email_queue', 'msg')}
         self.assertLessEqual({m.data for m in self.server.received}, stored)
         self.assertEqual(
-            self.row('one wrong', 'state', 'error'),
-            ('failed', "delivered to 1 of 2 recipients\n"
-                "no address is not a valid email address"))
+            self.row('one wrong', 'state', 'reason', 'error'),
+            ('failed', 'refused', "no address"))
         self.decide()
         self.tell()
 
@@ -432,7 +429,7 @@ class OriginalTestCase(OriginalDatabase):
             with Transaction().start(self.name, 1):
                 EmailQueue = Pool().get('email.queue')
                 emails = EmailQueue.search(
-                    [('error', 'ilike', '%waited since%')],
+                    [('reason', '=', 'waited')],
                     order=[('id', 'ASC')])
                 self.assertEqual([e.id for e in emails], held)
                 getattr(EmailQueue, button)(emails)
@@ -453,7 +450,8 @@ class OriginalTestCase(OriginalDatabase):
                     'res_notification', 'description', 'user')
                 if 'had waited' in row[0]]
             self.assertEqual(user, 1)
-            self.assertRegex(words, '^2 emails had .* Error: "waited since"')
+            self.assertRegex(
+                words, '^2 emails had .* Reason: "Waited for long before')
 
 
 class DeactivatedTestCase(OriginalDatabase):
@@ -530,10 +528,10 @@ class HalfUpdatedTestCase(OriginalDatabase):
 
     def test_rows(self):
         rows = self.select(
-            'email_queue', 'state', 'error', 'priority', 'scheduled_at')
+            'email_queue', 'state', 'reason', 'priority', 'scheduled_at')
         self.assertEqual(rows, [
                 ('outbox', None, '20', RECENT),
-                ('failed', WAITED, '20', OLD),
+                ('failed', 'waited', '20', OLD),
                 ('outbox', None, '10', OLD),
                 ][:len(rows)])
         messages = [
@@ -598,18 +596,16 @@ class ConversionTestCase(QueueTestCase):
         row = Row(1, None, None, None, None, None, None)
         values = convert(row, None)
         self.assertEqual(
-            (values['state'], values['error'], values['msg'],
+            (values['state'], values['reason'], values['msg'],
                 values['size'], values['scheduled_at']),
-            ('failed', "its state was None", None, 0, NOW))
+            ('failed', 'no_state', None, 0, NOW))
         values = convert(row._replace(state='outbox'), b'x')
         self.assertEqual(
-            (values['state'], values['error']),
-            ('failed', "? is not a valid email address"))
+            (values['state'], values['reason']), ('failed', 'no_sender'))
         row = Row(1, 'a@example.com', 'b@example.com', 0, 'outbox', NOW, None)
         values = convert(row, None)
         self.assertEqual(
-            (values['state'], values['error']),
-            ('failed', "there is no message"))
+            (values['state'], values['reason']), ('failed', 'no_message'))
 
     def test_batches(self):
         "Test a batch has no more bytes than it may, but one row at least"
@@ -657,20 +653,20 @@ class IncompleteTestCase(QueueTestCase):
 
     def test_sent(self):
         "Test each is sent, or failed with a reason"
-        for name, error in {
+        for name, reason in {
                 'attempts': None, 'crashes': None, 'priority': None,
                 'scheduled_at': None, 'size': None,
-                'from_addr': "it had no sender",
-                'state': "it had no state",
-                'to_addrs': "it had no recipient"}.items():
+                'from_addr': 'no_sender',
+                'state': 'no_state',
+                'to_addrs': 'no_recipient'}.items():
             with self.subTest(name):
                 self.clear()
                 id_ = self.put(**{name: None})
                 self.send_all()
                 self.assertEqual(
-                    self.read(id_, 'state', 'error'),
-                    ['failed' if error else 'sent', error])
-                self.assertEqual(len(self.server.received), not error)
+                    self.read(id_, 'state', 'reason'),
+                    ['failed' if reason else 'sent', reason])
+                self.assertEqual(len(self.server.received), not reason)
 
     def test_nothing_but_addresses(self):
         id_ = self.put(**dict.fromkeys([

@@ -11,7 +11,8 @@ from unittest.mock import patch
 from trytond.modules.email_queue import policy
 from trytond.modules.email_queue.policy import (
     HELD_ROWS, Deadline, Pace, Patience, Sessions, Suspects, Throttle, after,
-    first_words, login_delay, next_attempt, suspected)
+    first_answer, login_delay, next_attempt, suspected)
+from trytond.modules.email_queue.reasons import REASONS
 from trytond.modules.email_queue.replies import QUOTA
 from trytond.modules.email_queue.settings import Settings
 from trytond.modules.email_queue.smtp import Outcome, Trouble
@@ -48,22 +49,21 @@ AFTER = {
         {'expires_at': at(seconds=1)}, None, {}, {}),
     "expired": (
         {'expires_at': NOW}, None, {},
-        {'state': 'failed', 'error': "expired"}),
+        {'state': 'failed', 'reason': 'expired'}),
     "expired long ago": (
         {'expires_at': at(days=-9)}, None, {},
-        {'state': 'failed', 'error': "expired"}),
+        {'state': 'failed', 'reason': 'expired'}),
     "expired after some": (
         {'expires_at': NOW, 'accepted': A, 'refused': f'{B} 550 no',
             'error': f"{C} 451 later"}, None, {},
-        {'state': 'failed',
-            'error': "delivered to 1 of 3 recipients\nexpired\n"
-            f"{B} 550 no\n{C} 451 later"}),
+        {'state': 'failed', 'reason': 'expired',
+            'error': f"{B} 550 no\n{C} 451 later"}),
     "expired with words": (
         {'to': [A], 'expires_at': NOW, 'error': "451 later"}, None, {},
-        {'state': 'failed', 'error': "expired: 451 later"}),
+        {'state': 'failed', 'reason': 'expired', 'error': "451 later"}),
     "expired with words for all": (
         {'expires_at': NOW, 'error': "421 busy"}, None, {},
-        {'state': 'failed', 'error': "expired: 421 busy"}),
+        {'state': 'failed', 'reason': 'expired', 'error': "421 busy"}),
     "given back with what was": (
         {'attempts': 3, 'first_attempt': at(hours=-1), 'error': "451",
             'accepted': A, 'refused': f'{B} 550'}, None, {}, {}),
@@ -75,10 +75,11 @@ AFTER = {
         {'to': [A]}, Outcome([A]), {}, SENT),
     "accepted after others": (
         {'accepted': f'{A}\n{B}', 'attempts': 2, 'error': "451",
+            'reason': 'deferred',
             'first_attempt': at(hours=-1)},
         Outcome([C]), {},
         {'state': 'sent', 'sent_at': NOW, 'attempts': 3, 'accepted': None,
-            'error': None}),
+            'reason': None, 'error': None}),
     "accepted, though late": (
         {'expires_at': at(seconds=-1)}, Outcome([A, B, C]), {}, SENT),
     "accepted, but the server is in trouble": (
@@ -93,164 +94,204 @@ AFTER = {
     "refused": (
         {'to': [A]}, Outcome(refused={A: "550 no"}), {},
         {**FIRST, 'state': 'failed', 'refused': f'{A} 550 no',
-            'error': "550 no"}),
+            'reason': 'refused', 'error': "550 no"}),
     "refused by all": (
         {'to': [A, B]}, Outcome(refused={A: "550 no", B: "551 no"}), {},
         {**FIRST, 'state': 'failed', 'refused': f'{A} 550 no\n{B} 551 no',
-            'error': f'{A} 550 no\n{B} 551 no'}),
+            'reason': 'refused', 'error': f'{A} 550 no\n{B} 551 no'}),
     "refused by one": (
         {}, Outcome([A, C], refused={B: "550 no"}), {},
         {**FIRST, 'state': 'failed', 'accepted': f'{A}\n{C}',
             'refused': f'{B} 550 no',
-            'error': f"delivered to 2 of 3 recipients\n{B} 550 no"}),
+            'reason': 'refused', 'error': f"{B} 550 no"}),
     "refused by the last": (
         {'accepted': A, 'refused': f'{B} 550 no', 'attempts': 1,
             'first_attempt': at(hours=-1)},
         Outcome(refused={C: "551 no"}), {},
         {'state': 'failed', 'attempts': 2,
             'refused': f'{B} 550 no\n{C} 551 no',
-            'error': "delivered to 1 of 3 recipients\n"
-            f"{B} 550 no\n{C} 551 no"}),
+            'reason': 'refused', 'error': f"{B} 550 no\n{C} 551 no"}),
     "accepted by the last": (
         {'accepted': A, 'refused': f'{B} 550 no', 'attempts': 1,
             'first_attempt': at(hours=-1)},
         Outcome([C]), {},
         {'state': 'failed', 'attempts': 2, 'accepted': f'{A}\n{C}',
-            'error': f"delivered to 2 of 3 recipients\n{B} 550 no"}),
+            'reason': 'refused', 'error': f"{B} 550 no"}),
     "no recipient": (
         {'to': []}, Outcome(), {},
-        {'state': 'failed', 'error': "no recipient"}),
+        {'state': 'failed', 'reason': 'no_recipient'}),
     "nothing but commas": (
         {'to_addrs': ', ,'}, Outcome(), {},
-        {'state': 'failed', 'error': "no recipient"}),
+        {'state': 'failed', 'reason': 'no_recipient'}),
 
     # Deferred
     "deferred": (
         {'to': [A]}, Outcome(deferred={A: "451 later"}), {},
         {**FIRST, 'state': 'outbox', 'scheduled_at': at(seconds=60),
-            'error': "451 later"}),
+            'reason': 'deferred', 'error': "451 later"}),
     "deferred by all": (
         {'to': [A, B]}, Outcome(deferred={A: "451 later", B: "450 full"}), {},
         {**FIRST, 'state': 'outbox', 'scheduled_at': at(seconds=60),
-            'error': f"{A} 451 later\n{B} 450 full"}),
+            'reason': 'deferred', 'error': f"{A} 451 later\n{B} 450 full"}),
     "deferred by one": (
         {}, Outcome([A], refused={B: "550 no"}, deferred={C: "451 later"}),
         {},
         {**FIRST, 'state': 'outbox', 'scheduled_at': at(seconds=60),
             'accepted': A, 'refused': f'{B} 550 no',
-            'error': f"{C} 451 later"}),
+            'reason': 'deferred', 'error': f"{C} 451 later"}),
     "deferred once more": (
         {'to': [A], 'attempts': 2, 'first_attempt': at(seconds=-180)},
         Outcome(deferred={A: "451 later"}), {},
         {'state': 'outbox', 'attempts': 3, 'scheduled_at': at(seconds=240),
-            'error': "451 later"}),
+            'reason': 'deferred', 'error': "451 later"}),
     "deferred and the server in trouble": (
         {'to': [A, B]}, Outcome(deferred={A: "451 later"}, trouble=DOWN), {},
         {**FIRST, 'state': 'outbox', 'scheduled_at': at(seconds=60),
-            'error': f"{A} 451 later"}),
+            'reason': 'deferred', 'error': f"{A} 451 later"}),
     "gave up by number": (
         {'to': [A]}, Outcome(deferred={A: "451 later"}), {'max_attempts': 1},
-        {**FIRST, 'state': 'failed', 'error': "gave up: 451 later"}),
+        {**FIRST, 'state': 'failed', 'reason': 'gave_up',
+            'error': "451 later"}),
     "gave up by age": (
         {'to': [A], 'attempts': 9, 'first_attempt': at(days=-5)},
         Outcome(deferred={A: "451 later"}), {},
-        {'attempts': 10, 'state': 'failed', 'error': "gave up: 451 later"}),
+        {'attempts': 10, 'state': 'failed', 'reason': 'gave_up',
+            'error': "451 later"}),
     "gave up, as it will be expired": (
         {'to': [A], 'expires_at': at(seconds=60)},
         Outcome(deferred={A: "451 later"}), {},
-        {**FIRST, 'state': 'failed', 'error': "gave up: 451 later"}),
+        {**FIRST, 'state': 'failed', 'reason': 'gave_up',
+            'error': "451 later"}),
 
     "gave up after some": (
         {'accepted': A, 'refused': f'{B} 550 no', 'attempts': 1,
             'first_attempt': at(hours=-1)},
         Outcome(deferred={C: "451 later"}), {'max_attempts': 2},
-        {'attempts': 2, 'state': 'failed',
-            'error': "delivered to 1 of 3 recipients\ngave up\n"
-            f"{B} 550 no\n{C} 451 later"}),
+        {'attempts': 2, 'state': 'failed', 'reason': 'gave_up',
+            'error': f"{B} 550 no\n{C} 451 later"}),
     "gave up without any": (
         {'to': [A, B], 'refused': f'{B} 550 no'},
         Outcome(deferred={A: "451 later"}), {'max_attempts': 1},
-        {**FIRST, 'state': 'failed',
-            'error': f"gave up\n{A} 451 later\n{B} 550 no"}),
+        {**FIRST, 'state': 'failed', 'reason': 'gave_up',
+            'error': f"{A} 451 later\n{B} 550 no"}),
     "own after it was a suspect": (
         {'to': [A], 'suspect': "rcpt 554 no", 'suspect_since': at(hours=-1),
             'first_attempt': at(hours=-1)},
         Outcome(refused={A: "554 no"}), {},
         {'attempts': 1, 'state': 'failed', 'refused': f'{A} 554 no',
-            'error': "554 no", 'suspect': None, 'suspect_since': None}),
+            'reason': 'refused', 'error': "554 no", 'suspect': None,
+            'suspect_since': None}),
+    "without a message": (
+        {'to': [A, B]},
+        Outcome(refused={A: '', B: ''}, reasons={
+                A: 'no_message', B: 'no_message'}), {},
+        {**FIRST, 'state': 'failed', 'refused': f'{A}\n{B}',
+            'reason': 'no_message'}),
+    "refused and not tried": (
+        {'to': [A, B]},
+        Outcome(refused={A: '550 no', B: '550 5.1.1 no'},
+            reasons={B: 'dead'}), {},
+        {**FIRST, 'state': 'failed', 'reason': 'refused',
+            'refused': f'{A} 550 no\n{B} 550 5.1.1 no',
+            'error': f'{A} 550 no\n{B} 550 5.1.1 no'}),
+    "not tried after others were refused": (
+        {'to': [A, B], 'refused': f'{A} 550 no'},
+        Outcome(refused={B: '550 5.1.1 no'}, reasons={B: 'dead'}), {},
+        {**FIRST, 'state': 'failed', 'reason': 'refused',
+            'refused': f'{A} 550 no\n{B} 550 5.1.1 no',
+            'error': f'{A} 550 no\n{B} 550 5.1.1 no'}),
+    "not in the filestore": (
+        {'to': [A]},
+        Outcome(deferred={A: ''}, reasons={A: 'not_in_filestore'}), {},
+        {**FIRST, 'scheduled_at': at(seconds=60),
+            'reason': 'not_in_filestore'}),
+    "not in the filestore for too long": (
+        {'to': [A]},
+        Outcome(deferred={A: ''}, reasons={A: 'not_in_filestore'}),
+        {'max_attempts': 1},
+        {**FIRST, 'state': 'failed', 'reason': 'not_in_filestore'}),
+    "for a server that is not configured": (
+        {}, Outcome(trouble=Trouble(
+                'x', lasting=True, reason='no_server')), {},
+        {'reason': 'no_server', 'error': 'x'}),
 
     # Uncertain
     "uncertain": (
         {}, Outcome(uncertain="timed out"), {},
         {**FIRST, 'uncertain': True, 'scheduled_at': at(minutes=15),
-            'error': "timed out: the message may have arrived"}),
+            'reason': 'uncertain', 'error': "timed out"}),
     "uncertain again": (
         {'uncertain': True, 'attempts': 1, 'first_attempt': at(minutes=-15)},
         Outcome(uncertain="timed out"), {},
         {'attempts': 2, 'state': 'failed',
-            'error': "timed out: the message may have arrived"}),
+            'reason': 'uncertain', 'error': "timed out"}),
     "uncertain, to be held": (
         {}, Outcome(uncertain="timed out"), {'uncertain': 'fail'},
         {**FIRST, 'uncertain': True, 'state': 'failed',
-            'error': "timed out: the message may have arrived"}),
+            'reason': 'uncertain', 'error': "timed out"}),
     "uncertain after some": (
         {}, Outcome([A], refused={B: "550 no"}, uncertain="timed out"), {},
         {**FIRST, 'uncertain': True, 'scheduled_at': at(minutes=15),
             'accepted': A, 'refused': f'{B} 550 no',
-            'error': "timed out: the message may have arrived"}),
+            'reason': 'uncertain', 'error': "timed out"}),
     "uncertain and soon expired": (
         {'expires_at': at(minutes=15)}, Outcome(uncertain="timed out"), {},
         {**FIRST, 'uncertain': True, 'state': 'failed',
-            'error': "timed out: the message may have arrived"}),
+            'reason': 'uncertain', 'error': "timed out"}),
     "uncertain at the last attempt": (
         {}, Outcome(uncertain="timed out"), {'max_attempts': 1},
         {**FIRST, 'uncertain': True, 'state': 'failed',
-            'error': "timed out: the message may have arrived"}),
+            'reason': 'uncertain', 'error': "timed out"}),
     "uncertain at the end of its days": (
         {'attempts': 7, 'first_attempt': at(days=-5)},
         Outcome(uncertain="timed out"), {},
         {'attempts': 8, 'uncertain': True, 'state': 'failed',
-            'error': "timed out: the message may have arrived"}),
+            'reason': 'uncertain', 'error': "timed out"}),
 
     "uncertain at last after some": (
         {'accepted': A, 'refused': f'{B} 550 no', 'uncertain': True,
             'attempts': 1, 'first_attempt': at(minutes=-15)},
         Outcome(uncertain="timed out"), {},
         {'attempts': 2, 'state': 'failed',
-            'error': "delivered to 1 of 3 recipients\n"
-            f"{B} 550 no\n{C} timed out: the message may have arrived"}),
+            'reason': 'uncertain', 'error': f"{B} 550 no\n{C} timed out"}),
 
     # The server's trouble
     "refused for a quota": (
         {}, Outcome(trouble=FULL), {},
         {'suspect_since': NOW, 'first_attempt': NOW,
-            'scheduled_at': at(minutes=5), 'error': FULL.words}),
+            'scheduled_at': at(minutes=5), 'reason': 'trouble',
+            'error': FULL.words}),
     "refused for a quota again": (
         {'suspect_since': at(minutes=-16), 'first_attempt': at(minutes=-16)},
         Outcome(trouble=FULL), {},
-        {'scheduled_at': at(minutes=20), 'error': FULL.words}),
+        {'scheduled_at': at(minutes=20), 'reason': 'trouble',
+            'error': FULL.words}),
     "refused for a quota for too long": (
         {'to': [A], 'suspect_since': at(days=-5),
             'first_attempt': at(days=-5)},
         Outcome(trouble=FULL), {},
         {'state': 'failed', 'suspect_since': None,
-            'error': f"gave up: {FULL.words}"}),
+            'reason': 'gave_up', 'error': FULL.words}),
     "trouble": (
         {}, Outcome(trouble=BUSY), {},
-        {'scheduled_at': at(minutes=1), 'error': BUSY.words}),
+        {'scheduled_at': at(minutes=1), 'reason': 'trouble',
+            'error': BUSY.words}),
     "lasting trouble": (
-        {}, Outcome(trouble=DOWN), {}, {'error': DOWN.words}),
+        {}, Outcome(trouble=DOWN), {},
+        {'reason': 'trouble', 'error': DOWN.words}),
     "trouble after other attempts": (
         {'attempts': 2, 'first_attempt': at(days=-9), 'uncertain': True},
         Outcome(trouble=BUSY), {'max_attempts': 1},
-        {'scheduled_at': at(minutes=1), 'error': BUSY.words}),
+        {'scheduled_at': at(minutes=1), 'reason': 'trouble',
+            'error': BUSY.words}),
     "trouble after some were accepted": (
         {}, Outcome([A], trouble=BUSY), {},
         {**FIRST, 'accepted': A, 'scheduled_at': at(minutes=1),
-            'error': BUSY.words}),
+            'reason': 'trouble', 'error': BUSY.words}),
     "lasting trouble after some were refused": (
         {}, Outcome(refused={A: "550 no"}, trouble=DOWN), {},
-        {**FIRST, 'refused': f'{A} 550 no', 'error': DOWN.words}),
+        {**FIRST, 'refused': f'{A} 550 no', 'reason': 'trouble',
+            'error': DOWN.words}),
     }
 
 
@@ -267,7 +308,7 @@ class AfterTestCase(unittest.TestCase):
                         chance=lambda: .5),
                     row._replace(**{'state': 'outbox', **expected}))
 
-    def test_no_words_without_trouble(self):
+    def test_reason(self):
         "Test that every row that is not sent tells why"
         for name, (values, outcome, settings, _) in AFTER.items():
             with self.subTest(name):
@@ -275,7 +316,8 @@ class AfterTestCase(unittest.TestCase):
                     make_row(**values), outcome, NOW, Settings(**settings))
                 self.assertIn(row.state, {'sent', 'failed', 'outbox'})
                 if outcome:
-                    self.assertEqual(bool(row.error), row.state != 'sent')
+                    self.assertEqual(bool(row.reason), row.state != 'sent')
+                    self.assertIn(row.reason, dict(REASONS))
 
     def test_recipients_of_the_next_attempt(self):
         for outcome, remaining in [
@@ -441,10 +483,10 @@ class SuspectsTestCase(unittest.TestCase):
         self.assertEqual(suspects.release(), [])
 
     def test_words(self):
-        self.assertEqual(first_words(refusal("554 no A")), "554 no A")
+        self.assertEqual(first_answer(refusal("554 no A")), (A, "554 no A"))
         outcome = Outcome()
         outcome.defer([A], 'dot', "451 not now")
-        self.assertEqual(first_words(outcome), "451 not now")
+        self.assertEqual(first_answer(outcome), (A, "451 not now"))
 
 
 class SuspectedTestCase(unittest.TestCase):
@@ -454,11 +496,14 @@ class SuspectedTestCase(unittest.TestCase):
         denied = refusal("554 denied")
         gist = denied.refusal
         waits = {
-            'state': 'outbox', 'error': "554 denied", 'suspect': gist,
+            'state': 'outbox', 'reason': 'suspect', 'error': "554 denied",
+            'suspect': gist,
             'suspect_since': NOW, 'first_attempt': NOW,
             'scheduled_at': at(minutes=5)}
         later = Outcome()
         later.defer([A], 'rcpt', "451 later")
+        too_large = Outcome()
+        too_large.refuse([A], 'mail', "SIZE 9", reason='too_large')
         for name, values, outcome, alone, expected in [
                 ("first, alone", {}, denied, True, waits),
                 ("first of many", {}, denied, False, waits),
@@ -472,7 +517,8 @@ class SuspectedTestCase(unittest.TestCase):
                 ("alone for an hour", {'suspect_since': at(hours=-1)}, denied,
                     True, {
                         'state': 'failed', 'attempts': 1,
-                        'refused': f'{A} 554 denied', 'error': "554 denied",
+                        'refused': f'{A} 554 denied',
+                        'reason': 'refused', 'error': "554 denied",
                         'first_attempt': NOW, 'suspect_since': None}),
                 ("of many for a day", {'suspect_since': at(days=-1)}, denied,
                     False, {
@@ -482,19 +528,23 @@ class SuspectedTestCase(unittest.TestCase):
                     {'suspect_since': at(days=-5), 'first_attempt':
                         at(days=-5)}, denied, False, {
                         'state': 'failed', 'suspect_since': None,
-                        'error': "gave up: 554 denied"}),
+                        'reason': 'gave_up', 'error': "554 denied"}),
                 ("expires before", {'expires_at': at(minutes=5)}, denied,
                     False, {
                         'state': 'failed', 'first_attempt': NOW,
-                        'error': "gave up: 554 denied"}),
+                        'reason': 'gave_up', 'error': "554 denied"}),
                 ("deferred, alone", {}, later, True, {
                         'state': 'outbox', 'attempts': 1,
-                        'first_attempt': NOW, 'error': "451 later",
+                        'first_attempt': NOW,
+                        'reason': 'deferred', 'error': "451 later",
                         'scheduled_at': at(seconds=60),
                         'suspect': later.refusal, 'suspect_since': NOW}),
                 ("deferred like others", {}, later, False, {
                         **waits, 'error': "451 later",
                         'suspect': later.refusal}),
+                ("too large, like others", {}, too_large, False, {
+                        **waits, 'reason': 'too_large', 'error': "SIZE 9",
+                        'suspect': 'mail too_large SIZE'}),
                 ]:
             with self.subTest(name):
                 row = make_row([A], **values)

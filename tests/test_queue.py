@@ -958,10 +958,9 @@ class OrderTestCase(DeliveryTestCase):
             'waiting@example.com', scheduled_at=self.hour,
             expires_at=2 * self.hour)
         self.assertEqual(self.order(), ['early'])
-        state, error, attempts = self.read(
-            late, 'state', 'error', 'attempts')
-        self.assertEqual(state, 'failed')
-        self.assertIn("expired", error)
+        state, reason, attempts = self.read(
+            late, 'state', 'reason', 'attempts')
+        self.assertEqual((state, reason), ('failed', 'expired'))
         self.assertEqual(attempts, 0)
         self.assertEqual(self.read(future, 'state'), 'sent')
         self.assertEqual(self.read(waiting, 'state'), 'outbox')

@@ -239,8 +239,8 @@ class CleanTestCase(RetentionTestCase):
         self.update(id_, msg=None)
         self.send_all()
         self.assertEqual(
-            self.read(id_, 'state', 'error'),
-            ['failed', "the message has been removed"])
+            self.read(id_, 'state', 'reason', 'error'),
+            ['failed', 'no_message', None])
         self.assertEqual(self.read(other, 'state'), 'sent')
 
 
@@ -422,7 +422,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
                     id_, state=state, accepted=f'{JANE}\n{JOHN}',
                     refused=f'{JANE} 550 no\nx@example.com 550 no JANE'
                     '@example.com', subject=f"For {JANE}",
-                    error=f"delivered to 2\n{JANE} 550 no",
+                    error=f"{JANE} 550 no",
                     rcpt_options=f'NOTIFY=NEVER ORCPT=rfc822;{JANE}')
                 self.assertEqual(self.erase(), (0, 1, 0))
                 self.assertErased()
@@ -432,7 +432,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
                         'error', 'rcpt_options', 'content', 'state'),
                     [f'{JOHN}, x@example.com', JOHN,
                         'x@example.com 550 no ***', "For ***",
-                        "delivered to 2\n*** 550 no", 'NOTIFY=NEVER',
+                        "*** 550 no", 'NOTIFY=NEVER',
                         'removed', state])
                 self.assertEqual(self.erase(), (0, 0, 0))
 

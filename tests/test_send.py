@@ -32,7 +32,7 @@ OUTCOMES = [
     ('data-451', 'outbox', 1, [], '^451 4.7.1 '),
     ('dot-451', 'outbox', 1, [], '^451 4.7.1 '),
     ('jane rcpt-550', 'failed', 1, ['jane'],
-        'delivered to 1 of 2 recipients\nrcpt-550@example.com 550 '),
+        '^rcpt-550@example.com 550 '),
     ('jane rcpt-450', 'outbox', 1, ['jane'], '^rcpt-450@example.com 450 '),
     ('jane rcpt-550 rcpt-450', 'outbox', 1, ['jane'],
         '^rcpt-450@example.com 450 '),
@@ -45,8 +45,8 @@ OUTCOMES = [
     ('dot-452-4.3.1', 'outbox', 0, [], '^452 4.3.1'),
     ('data-close', 'outbox', 1, [], 'closed'),
     ('rcpt-hang', 'outbox', 1, [], 'timed out'),
-    ('dot-close', 'outbox', 1, [], 'closed: the message may have arrived'),
-    ('dot-garbage', 'outbox', 1, [], 'the message may have arrived'),
+    ('dot-close', 'outbox', 1, [], 'closed$'),
+    ('dot-garbage', 'outbox', 1, [], '^not an answer'),
     ]
 SENDERS = [
     ('mail-550', 'outbox', 0, '^550 '),
@@ -153,7 +153,10 @@ class SendTestCase(QueueTestCase):
         state, error, attempts = self.read(
             id_, 'state', 'error', 'attempts')
         self.assertEqual((state, attempts), ('failed', 2))
-        self.assertRegex(error, '^delivered to 3 of 4 recipients\n')
+        self.assertRegex(error, '^rcpt-550@example.com 550 ')
+        self.assertRegex(
+            self.read(id_, 'outcome'),
+            "^Refused, delivered to 3 of 4 recipients: rcpt-550")
         self.assertEqual(
             [m.to_addrs for m in self.server.received],
             [('jane@example.com', 'john@example.com'),
@@ -189,7 +192,7 @@ class SendTestCase(QueueTestCase):
         with configured(max_attempts=1):
             self.send_all()
         self.assertEqual(self.read(id_, 'state'), 'failed')
-        self.assertRegex(self.read(id_, 'error'), '^gave up: 450 ')
+        self.assertRegex(self.read(id_, 'outcome'), "^Given up: 450 ")
 
     def test_expired(self):
         id_ = self.queue()
@@ -197,8 +200,8 @@ class SendTestCase(QueueTestCase):
             id_, expires_at=dt.datetime.now() - dt.timedelta(seconds=1))
         self.send_all()
         self.assertEqual(
-            self.read(id_, 'state', 'error', 'attempts'),
-            ['failed', 'expired', 0])
+            self.read(id_, 'state', 'reason', 'error', 'attempts'),
+            ['failed', 'expired', None, 0])
         self.assertFalse(self.server.received)
 
     def test_uncertain_twice_fails(self):
@@ -217,9 +220,8 @@ class SendTestCase(QueueTestCase):
         id_ = self.queue('dot-close@example.com')
         with configured(uncertain='fail'):
             self.send_all()
-        state, error = self.read(id_, 'state', 'error')
-        self.assertEqual(state, 'failed')
-        self.assertRegex(error, 'may have arrived')
+        self.assertEqual(
+            self.read(id_, 'state', 'reason'), ['failed', 'uncertain'])
 
     def test_many_recipients(self):
         names = [f'r{i}@example.com' for i in range(120)]
@@ -241,8 +243,8 @@ class SendTestCase(QueueTestCase):
                     [dt.datetime.now() - dt.timedelta(minutes=5)]))
         self.send_all()
         self.assertEqual(
-            self.read(dead, 'state', 'error', 'crashes'),
-            ['failed', "its senders died", 10])
+            self.read(dead, 'state', 'reason', 'error', 'crashes'),
+            ['failed', 'died', None, 10])
         self.assertEqual(
             [self.read(i, 'state') for i in [killer, good]],
             ['sent', 'sent'])
@@ -272,7 +274,9 @@ class SendTestCase(QueueTestCase):
     def test_a_limit_that_refuses_all_is_the_servers_fault(self):
         ids = [self.queue(f'r{i}@example.com') for i in range(12)]
         with patch.object(self.server, 'size', 100), \
-                self.assertRaisesRegex(EmailQueueError, "larger"):
+                self.assertRaisesRegex(
+                    EmailQueueError,
+                    "Larger than the server takes: SIZE 100"):
             self.send_all()
         self.assertEqual(
             {tuple(self.read(i, 'state', 'attempts', 'refused')) for i in ids},
@@ -372,7 +376,7 @@ class SendOneTestCase(QueueTestCase):
     def test_expired(self):
         id_ = self.queue(expires_at=dt.timedelta(days=1))
         self.write(id_, expires_at=dt.datetime(2020, 1, 1))
-        with self.assertRaisesRegex(EmailQueueError, 'expired'):
+        with self.assertRaisesRegex(EmailQueueError, 'Expired'):
             self.send(id_)
 
     def test_not_in_the_outbox(self):

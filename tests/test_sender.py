@@ -248,11 +248,12 @@ class LogTestCase(QueueTestCase):
             r'\d+\.\d messages/s$')
         self.assertEqual(len(emails), 4)
         for id_, words in [
-                (failed, r'failed: 550 5\.1\.1 no \[1m such user$'),
+                (failed, r'failed: refused \| 550 5\.1\.1 no \[1m such user$'),
                 (deferred, r'deferred until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d: '
-                    r'451 4\.2\.0 try later$'),
+                    r'deferred \| 451 4\.2\.0 try later$'),
                 (expired, 'failed: expired$'),
-                (partly, r'failed: delivered to 1 of 3 recipients \| '
+                (partly, r'failed: refused \| '
+                    r'delivered to 1 of 3 recipients \| '
                     r'rcpt-553-\S+ 553 5\.7\.1 not you \| '
                     r'rcpt-550@example.com 550 5\.1\.1 no \[1m such user$'),
                 ]:

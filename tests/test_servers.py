@@ -238,11 +238,11 @@ class SendByServerTestCase(ServersTestCase):
         id_ = self.queue(server='marketing')
         with configured(uri_marketing=None):
             with self.assertRaisesRegex(
-                    EmailQueueError, '"marketing" is not configured'):
+                    EmailQueueError, "server is not configured: marketing"):
                 self.send(id_)
         self.assertEqual(
-            self.read(id_, 'state', 'attempts', 'error'),
-            ['outbox', 0, 'The server "marketing" is not configured.'])
+            self.read(id_, 'state', 'attempts', 'reason', 'error'),
+            ['outbox', 0, 'no_server', 'marketing'])
         self.assertFalse(self.server.received)
 
     def test_no_longer_configured(self):
@@ -258,8 +258,8 @@ class SendByServerTestCase(ServersTestCase):
         self.assertEqual(len(self.server.received), 1)
         for id_ in ids:
             self.assertEqual(
-                self.read(id_, 'state', 'attempts', 'error'),
-                ['outbox', 0, 'The server "marketing" is not configured.'])
+                self.read(id_, 'state', 'attempts', 'reason', 'error'),
+                ['outbox', 0, 'no_server', 'marketing'])
         error, = self.errors()
         self.assertIn('"marketing"', error)
         self.run_cron()

@@ -350,7 +350,7 @@ CASES = [
     # Extensions
     Case("just of the size", accepted='a b c', options={'size': len(DATA)}),
     Case(
-        "too large for SIZE", refused='a b c', words='limit',
+        "too large for SIZE", refused='a b c', words='SIZE',
         options={'size': len(DATA) - 1}),
     Case("no limit", accepted='a b c', options={'size': 0}),
     *(Case(

@@ -250,7 +250,19 @@ class UpgradeTestCase(QueueTestCase):
             [row[3] for row in self.rows],
             [{**COMMON, **row}['msg'] for row in ROWS])
         rows, _ = self.updated
-        self.assertEqual(rows, self.rows)
+        expected = [list(row) for row in self.rows]
+        error = list(COMMON).index('error') + 1
+        # Its text is a reason now
+        expected[4][error] = "timed out"
+        self.assertEqual(rows, list(map(tuple, expected)))
+
+    def test_reasons(self):
+        "Test what has failed has a reason"
+        with self.previous() as cursor:
+            cursor.execute('SELECT reason FROM email_queue ORDER BY id')
+            self.assertEqual(
+                [reason for reason, in cursor.fetchall()],
+                [None, None, None, None, 'uncertain', 'not_queued', None])
 
     def test_settings(self):
         "Test interval, active flag, members and identifiers are as they were"

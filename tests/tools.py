@@ -10,7 +10,7 @@ from sql import Table
 
 import trytond.config as config
 from trytond.pool import Pool
-from trytond.tests.test_tryton import DB_NAME, activate_module
+from trytond.tests.test_tryton import DB_NAME, activate_module, db_exist
 from trytond.transaction import Transaction
 
 from .. import run
@@ -53,7 +53,8 @@ class QueueTestCase(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        activate_module(cls.modules)
+        if not _are_activated(cls.modules):
+            activate_module(cls.modules)
         cls.server = cls.enter(Server(**cls.server_options))
         cls.enter(configured('email', **{
                     'uri': cls.server.uri,
@@ -164,3 +165,16 @@ class QueueTestCase(unittest.TestCase):
 
 def _plain(value):
     return bytes(value) if isinstance(value, memoryview) else value
+
+
+def _are_activated(modules):
+    """Return whether the modules can be used as they are.
+
+    activate_module loads them all again, which takes a second for each class.
+    """
+    if DB_NAME not in Pool.database_list() or not db_exist(DB_NAME):
+        return False
+    with Transaction().start(DB_NAME, 0, readonly=True):
+        return Pool().get('ir.module').search([
+                ('name', 'in', modules), ('state', '=', 'activated'),
+                ], count=True) == len(modules)
