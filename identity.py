@@ -18,7 +18,7 @@ from trytond.transaction import Transaction
 from trytond.wizard import Button, StateTransition, StateView
 
 from .access import QueueWizard
-from .exceptions import EmailQueueError
+from .exceptions import CopyError, EmailQueueError, SettingError
 from .settings import Settings
 from .tools import forget, utc_now
 
@@ -144,14 +144,14 @@ def remember():
 def check():
     """Check that the emails of this database are its own to send.
 
-    :raises EmailQueueError: it looks like a copy, in the same words at every
+    :raises CopyError: it looks like a copy, in the same words at every
         run.
     """
     if is_copy():
         logger.warning(
             "this database looks like a copy: nothing is sent, %d emails wait",
             _waiting())
-        raise EmailQueueError(
+        raise CopyError(
             gettext('email_queue.msg_copy'),
             gettext('email_queue.msg_copy_description'))
 
@@ -160,7 +160,7 @@ def notice():
     "Return what users have to know of how emails are sent, None for nothing"
     try:
         settings = Settings.read()
-    except EmailQueueError as error:
+    except SettingError as error:
         return error.message
     notices = []
     if settings.hold:
