@@ -3,7 +3,7 @@
 
 import datetime as dt
 
-from sql import Null
+from sql import Literal, Null, Select, Union
 from sql.aggregate import Min, Sum
 from sql.conditionals import Case, Coalesce
 from sql.functions import DateTrunc
@@ -11,6 +11,9 @@ from sql.functions import DateTrunc
 from trytond.model import ModelSQL, ModelView, fields
 from trytond.pool import Pool
 
+from .tools import database_time
+
+EPOCH = dt.datetime(1970, 1, 1)
 WAITING = ['outbox', 'sending']
 
 
@@ -27,36 +30,70 @@ class Activity(ModelSQL, ModelView):
         "Oldest Waiting",
         help="When the oldest of the waiting emails was queued.")
 
+    # The period by its name in SQL, its length, and how many there are
     _period = None
-    _days = None
+    _length = None
+    _count = None
+
+    @classmethod
+    def __setup__(cls):
+        super().__setup__()
+        cls._order.insert(0, ('ago', 'DESC'))
 
     @classmethod
     def table_query(cls):
+        now = database_time()
+        # Each of them, so that a graph shows where nothing was sent
+        periods = Union(*(
+                Select([
+                    Literal(id_).as_('id'), Literal(ago).as_('ago'),
+                    cls.oldest.sql_cast(Literal(start)).as_('start')])
+                for id_, ago, start in cls._periods(now)), all_=True)
+        emails = cls._emails(now)
+        start = DateTrunc(cls._period, periods.start)
+        return periods.join(
+            emails, 'LEFT', condition=emails.period == start).select(
+                periods.id, periods.ago,
+                cls._period_column(start),
+                Coalesce(emails.sent, 0).as_('sent'),
+                Coalesce(emails.failed, 0).as_('failed'),
+                Coalesce(emails.waiting, 0).as_('waiting'),
+                emails.oldest)
+
+    @classmethod
+    def _periods(cls, now):
+        "Yield for each period an id that it keeps, its distance and its start"
+        seconds = int(cls._length.total_seconds())
+        last = int((now - EPOCH).total_seconds()) // seconds
+        for ago in range(cls._count):
+            id_ = last - ago
+            yield id_, -ago, EPOCH + id_ * cls._length
+
+    @classmethod
+    def _emails(cls, now):
+        "Return the query of the numbers of emails by period"
         t = Pool().get('email.queue').__table__()
-        since = dt.datetime.now() - dt.timedelta(days=cls._days)
+        *_, (_, _, since) = cls._periods(now)
         failed_at = Coalesce(t.write_date, t.create_date)
         at = Case(
             (t.state == 'sent', t.sent_at),
             (t.state == 'failed', failed_at),
-            # A graph that shows all of them would show nothing else
+            # What waits for longer is in the first period
             (t.create_date < since, since),
             else_=t.create_date)
         # PostgreSQL must group by a column: to it an expression with
         # parameters never is the same as one in SELECT
         emails = t.select(
-            t.id, t.state, t.create_date,
-            DateTrunc(cls._period, at).as_('period'),
+            t.state, t.create_date, DateTrunc(cls._period, at).as_('period'),
             where=((t.state == 'sent') & (t.sent_at >= since))
             | ((t.state == 'failed') & (failed_at >= since))
             | t.state.in_(WAITING))
         waiting = emails.state.in_(WAITING)
         return emails.select(
-            # Each email is in one period
-            Min(emails.id).as_('id'),
-            cls._period_column(emails.period),
-            _count(emails.state == 'sent').as_('sent'),
-            _count(emails.state == 'failed').as_('failed'),
-            _count(waiting).as_('waiting'),
+            emails.period,
+            _number(emails.state == 'sent').as_('sent'),
+            _number(emails.state == 'failed').as_('failed'),
+            _number(waiting).as_('waiting'),
             cls.oldest.sql_cast(
                 Min(Case((waiting, emails.create_date), else_=Null))
                 ).as_('oldest'),
@@ -70,15 +107,13 @@ class Activity(ModelSQL, ModelView):
 class ActivityHour(Activity):
     __name__ = 'email.queue.activity.hour'
 
+    ago = fields.Integer(
+        "Hours", help="How many hours ago: -1 is the hour before this one.")
     time = fields.DateTime("Time", format='%H:%M')
 
     _period = 'hour'
-    _days = 2
-
-    @classmethod
-    def __setup__(cls):
-        super().__setup__()
-        cls._order.insert(0, ('time', 'DESC'))
+    _length = dt.timedelta(hours=1)
+    _count = 49
 
     @classmethod
     def _period_column(cls, period):
@@ -88,20 +123,18 @@ class ActivityHour(Activity):
 class ActivityDay(Activity):
     __name__ = 'email.queue.activity.day'
 
+    ago = fields.Integer("Days", help="How many days ago: -1 is yesterday.")
     date = fields.Date("Date", help="The day in UTC.")
 
     _period = 'day'
-    _days = 90
-
-    @classmethod
-    def __setup__(cls):
-        super().__setup__()
-        cls._order.insert(0, ('date', 'DESC'))
+    _length = dt.timedelta(days=1)
+    # More labels would not fit on the screen
+    _count = 42
 
     @classmethod
     def _period_column(cls, period):
         return cls.date.sql_cast(period).as_('date')
 
 
-def _count(condition):
+def _number(condition):
     return Sum(Case((condition, 1), else_=0))

@@ -5,11 +5,12 @@ import functools
 import operator
 import re
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import groupby
 
 from trytond import backend
 from trytond.i18n import gettext
-from trytond.model import Workflow, fields
+from trytond.model import ModelStorage, Workflow, fields
 from trytond.transaction import Transaction, without_check_access
 
 from .access import check_writable
@@ -19,8 +20,24 @@ from .tools import database_time, forget
 
 __all__ = ['Bulk', 'batches', 'checked_key']
 
-# What is created together, so that the memory does not grow with the number
-ROWS, BYTES = 500, 8 * 2 ** 20
+# What is created together, so that the memory does not grow with the number.
+# Beyond 200 rows an email takes longer, since trytond looks at the ids of all
+# the others for each record.
+ROWS, BYTES = 200, 8 * 2 ** 20
+# The fields that each new email has a value for, and the others whose values
+# are checked before it is created
+GIVEN = {
+    'from_addr', 'to_addrs', 'size', 'priority', 'scheduled_at', 'attempts',
+    'crashes', 'state'}
+CHECKED = GIVEN | {
+    'msg', 'file_id', 'mail_options', 'rcpt_options', 'subject', 'message_id',
+    'resource', 'server', 'expires_at', 'sensitive', 'key', 'error',
+    # These are empty
+    'accepted', 'again_of', 'bounced_at', 'events', 'first_attempt',
+    'own_priority', 'queue_id', 'reason', 'refused', 'sent_at', 'suspect',
+    'suspect_since', 'uncertain'}
+# Whether the values of what is created were checked
+_is_checked = ContextVar('is_checked', default=False)
 SAVEPOINT = 'email_queue_bulk'
 # An index has room for 2,700 bytes
 KEY_LENGTH = 500
@@ -114,7 +131,7 @@ class Bulk:
         if not vlist:
             return []
         try:
-            with without_check_access():
+            with without_check_access(), _checked():
                 emails = cls.create(vlist)
         except backend.DatabaseIntegrityError as error:
             if not _key_taken.search(str(error)):
@@ -127,6 +144,29 @@ class Bulk:
         with without_check_access():
             cls.queued(emails)
         return list(map(int, emails))
+
+    @classmethod
+    def _validate(cls, emails, field_names=None):
+        if field_names is None and _is_checked.get():
+            field_names = cls._unchecked_fields()
+        super()._validate(emails, field_names=field_names)
+
+    @classmethod
+    def _unchecked_fields(cls):
+        """Return the names of the fields that trytond has to validate.
+
+        It takes as long to validate all fields of a new email as to insert
+        it, and the values of the module's own are checked already. None where
+        another module wants to know all names.
+        """
+        if (cls.validate_fields.__func__
+                is not ModelStorage.validate_fields.__func__):
+            return None
+        return {
+            name for name, field in cls._fields.items()
+            if name not in CHECKED or field.domain
+            or getattr(field, 'size', None) or 'required' in field.states
+            or (field.required and name not in GIVEN)}
 
     @classmethod
     def _taken_keys(cls, keys):
@@ -189,6 +229,15 @@ def batches(items):
             batch, size = [], 0
     if batch:
         yield batch
+
+
+@contextmanager
+def _checked():
+    token = _is_checked.set(True)
+    try:
+        yield
+    finally:
+        _is_checked.reset(token)
 
 
 def _is_autocommit():

@@ -141,19 +141,19 @@ class EmailQueue(
             "with the targets of its links."),
         'get_contents')
     attachments = fields.Function(
-        fields.Many2Many(
-            'email.queue.attachment', None, None, "Attachments", readonly=True,
+        fields.One2Many(
+            'email.queue.attachment', 'email', "Attachments", readonly=True,
             states={
                 'invisible': ~Eval('attachments'),
                 },
             help="The files in the message. Open one by the icon beside its "
             "size."),
-        'get_contents')
+        'get_contents', setter='set_parts')
     recipients = fields.Function(
-        fields.Many2Many(
-            'email.queue.recipient', None, None, "Recipients", readonly=True,
+        fields.One2Many(
+            'email.queue.recipient', 'email', "Recipients", readonly=True,
             help="Those who do not have the email come first."),
-        'get_recipients')
+        'get_recipients', setter='set_parts')
     to_count = fields.Function(
         fields.Integer("Number of Recipients"), 'get_to_count')
     size = fields.Integer(
@@ -558,8 +558,26 @@ class EmailQueue(
         now, labels = database_time(), shown.labels(cls)
         troubles = known.troubles(now)
         return {
-            e.id: shown.outcome(labels, e, e._trouble(troubles, now))
+            e.id: e._waits(
+                now, shown.outcome(labels, e, e._trouble(troubles, now)))
             for e in emails}
+
+    def _waits(self, now, outcome):
+        "Return what became of the email, with what it waits for"
+        if self.state != 'outbox':
+            return outcome
+        if (self.crashes or 0) >= CRASHES_ALONE:
+            outcome = '. '.join(filter(None, [outcome, gettext(
+                            'email_queue.msg_outcome_crashes',
+                            number=self.crashes)]))
+        if not self.scheduled_at or self.scheduled_at <= now:
+            return outcome
+        time = known.time_in_words(self.scheduled_at, now)
+        if outcome:
+            return gettext(
+                'email_queue.msg_outcome_next',
+                outcome=outcome.rstrip(' .'), time=time)
+        return gettext('email_queue.msg_outcome_scheduled', time=time)
 
     def _trouble(self, troubles, now):
         "Return the trouble of the server that the email waits for, or None"
@@ -652,6 +670,10 @@ class EmailQueue(
 
     def get_recipients(self, name):
         return part_ids(self.id, self.to_count)
+
+    @classmethod
+    def set_parts(cls, emails, name, value):
+        raise AccessError(gettext('email_queue.msg_modification'))
 
     def get_to_count(self, name):
         return len(split_addresses(self.to_addrs))

@@ -153,8 +153,10 @@ class Health(ModelSQL):
 
     @classmethod
     def watch(cls):
-        """Tell the group once when the queue is late, and again only after it
-        has recovered.
+        """Tell once when the queue is late, and again only after it has
+        recovered.
+
+        The group is told, or the administrators while nobody is in it.
 
         A scheduled job of its own: that which sends may be what is at fault.
         """
@@ -176,16 +178,33 @@ class Health(ModelSQL):
     def _tell(cls, numbers):
         "Return whether there was anybody to tell"
         return notification.tell(
-            cls.members(), 'msg_late_label', 'msg_late', numbers.due,
+            cls.watchers(), 'msg_late_label', 'msg_late', numbers.due,
             number=numbers.due, minutes=numbers.age // 60)
 
     @classmethod
     def members(cls):
         "Return the active users of the group that looks after the queue"
+        return cls._users_of(GROUP)
+
+    @classmethod
+    def watchers(cls):
+        "Return who is told of the queue: its members, else administrators"
+        return cls.members() or cls.administrators()
+
+    @classmethod
+    def administrators(cls):
+        "Return the active users who look after Tryton itself"
+        User = Pool().get('res.user')
+        if 'administrator' in User._fields:
+            return User.search([('administrator', '=', True)])
+        return cls._users_of('res.group_admin')
+
+    @classmethod
+    def _users_of(cls, group):
+        "Return the active users of a group by its name in the module's data"
         pool = Pool()
-        ModelData = pool.get('ir.model.data')
         User = pool.get('res.user')
-        group = ModelData.get_id(GROUP)
+        group = pool.get('ir.model.data').get_id(group)
         # A group inherits from its parents
         members = pool.get('res.user-res.group').user_group_all_table()
         cursor = Transaction().connection.cursor()

@@ -14,6 +14,7 @@ from trytond import backend
 from trytond.i18n import gettext
 from trytond.model import ModelSQL, ModelView, fields
 from trytond.pool import Pool
+from trytond.pyson import Eval
 from trytond.transaction import Transaction
 from trytond.wizard import Button, StateTransition, StateView
 
@@ -49,16 +50,24 @@ class Copy(QueueWizard):
     start = StateView(
         'email.queue.copy.start', 'email_queue.identity_start_view_form', [
             Button("Close", 'end', 'tryton-close', default=True),
-            Button("Cancel Them", 'cancel_emails', 'tryton-cancel'),
-            Button("Send Them", 'send_emails', 'tryton-forward'),
+            Button("Cancel Them", 'cancel_emails', 'tryton-cancel',
+                states={'invisible': ~Eval('is_copy')}),
+            Button("Send Them", 'send_emails', 'tryton-forward',
+                states={'invisible': ~Eval('is_copy')}),
             ])
     send_emails = StateTransition()
     cancel_emails = StateTransition()
 
     def default_start(self, fields):
+        waiting, copied = _waiting(), is_copy()
+        notices = [notice() or gettext('email_queue.msg_no_copy')]
+        if copied:
+            notices.append(gettext(
+                    'email_queue.msg_copy_warning', number=waiting))
         return {
-            'notice': notice() or gettext('email_queue.msg_no_copy'),
-            'waiting': _waiting(),
+            'notice': '\n'.join(notices),
+            'is_copy': copied,
+            'waiting': waiting,
             'sent_from': _stored(),
             'database': current(),
             }
@@ -77,6 +86,7 @@ class CopyStart(ModelView):
     __name__ = 'email.queue.copy.start'
 
     notice = fields.Text("Notice", readonly=True)
+    is_copy = fields.Boolean("Is a Copy", readonly=True)
     waiting = fields.Integer(
         "Waiting Emails", readonly=True,
         help="The emails in the outbox or with a sender.")

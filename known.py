@@ -22,7 +22,7 @@ from .settings import server_uri
 
 __all__ = [
     'Known', 'Server', 'accepted_since', 'login_of', 'recall', 'retain',
-    'suspected_alike', 'troubles']
+    'suspected_alike', 'time_in_words', 'troubles']
 
 # Two runs can find out at once that there is no record of a server
 TRIES = 2
@@ -202,7 +202,7 @@ def troubles(now):
     return {
         name or None: gettext(
             'email_queue.msg_server_takes_none',
-            server=_shown(name), time=_time(at, now),
+            server=_shown(name), time=time_in_words(at, now),
             words=' '.join(words.split()))
         for name, words, at in cursor}
 
@@ -215,7 +215,7 @@ def _shown(name):
     return smtp.server_name(uri)
 
 
-def _time(at, now):
+def time_in_words(at, now):
     "Return a time in words. In UTC: the server does not know that of the user"
     lang = Pool().get('ir.lang').get()
     format_ = '%H:%M' if at.date() == now.date() else f'{lang.date} %H:%M'

@@ -409,21 +409,15 @@ def tell():
     held = Held.search([])
     number = sum(h.number for h in held)
     if held and notification.tell(
-            _administrators(), 'msg_held_label', 'msg_held', number,
+            _told(), 'msg_held_label', 'msg_held', number,
             number=number):
         Held.delete(held)
 
 
-def _administrators():
+def _told():
     "Return who looks after the queue, and who looks after Tryton"
-    pool = Pool()
-    User = pool.get('res.user')
-    if hasattr(User, 'is_administrator'):
-        users = User.search([('administrator', '=', True)])
-    else:
-        group = pool.get('ir.model.data').get_id('res.group_admin')
-        users = User.search([('groups', '=', group)])
-    return {*users, *pool.get('email.queue.health').members()}
+    Health = Pool().get('email.queue.health')
+    return {*Health.administrators(), *Health.members()}
 
 
 def _cursor():

@@ -112,9 +112,7 @@ class Retention:
         address = _Address(address)
         cursor = Transaction().connection.cursor()
         Event = cls.events.get_target()
-        ids = {
-            *cls._naming(address), *cls._mentioning(address),
-            *Event.naming(address)}
+        ids = cls._about(address)
         for name in ['email.queue.address', 'email.queue.server']:
             Pool().get(name).erase(address)
         deleted = changed = busy = 0
@@ -141,6 +139,33 @@ class Retention:
             "an address erased: %d emails deleted, %d changed, %d busy",
             deleted, changed, busy)
         return Erased(deleted, changed, busy)
+
+    @classmethod
+    def count_address(cls, address):
+        """Return what :meth:`erase_address` would do, and do nothing of it.
+
+        :param address: one email address.
+        :return: an :class:`Erased` of the numbers of emails as they are now.
+        :raises EmailQueueError: ``address`` is not one.
+        """
+        address = _Address(address)
+        deleted = changed = busy = 0
+        for ids in grouped_slice(sorted(cls._about(address)), BATCH):
+            for email in cls.browse(list(ids)):
+                if email.state == 'sending':
+                    busy += 1
+                elif address.is_all_of(email):
+                    deleted += 1
+                else:
+                    changed += 1
+        return Erased(deleted, changed, busy)
+
+    @classmethod
+    def _about(cls, address):
+        "Return the ids of the emails that have the address in any place"
+        return {
+            *cls._naming(address), *cls._mentioning(address),
+            *cls.events.get_target().naming(address)}
 
     @classmethod
     def _naming(cls, address):
@@ -385,7 +410,14 @@ class EraseAddress(QueueWizard):
         'email.queue.erase_address.start',
         'email_queue.erase_address_start_view_form', [
             Button("Cancel", 'end', 'tryton-cancel'),
-            Button("Erase", 'erase', 'tryton-clear', default=True),
+            Button("Count", 'count', 'tryton-forward', default=True),
+            ])
+    count = StateTransition()
+    confirm = StateView(
+        'email.queue.erase_address.confirm',
+        'email_queue.erase_address_confirm_view_form', [
+            Button("Cancel", 'end', 'tryton-cancel', default=True),
+            Button("Erase", 'erase', 'tryton-clear'),
             ])
     erase = StateTransition()
     done = StateView(
@@ -393,6 +425,24 @@ class EraseAddress(QueueWizard):
         'email_queue.erase_address_done_view_form', [
             Button("Close", 'end', 'tryton-close', default=True),
             ])
+
+    def transition_count(self):
+        EmailQueue = Pool().get('email.queue')
+        count = EmailQueue.count_address(self.start.address)
+        for name, number in count._asdict().items():
+            setattr(self.confirm, name, number)
+        return 'confirm'
+
+    def default_confirm(self, fields):
+        numbers = {name: getattr(self.confirm, name) or 0
+            for name in Erased._fields}
+        return {
+            'address': self.start.address,
+            'summary': '\n'.join([
+                    gettext('email_queue.msg_erase_count', **numbers),
+                    gettext('email_queue.msg_erase_final')]),
+            **numbers,
+            }
 
     def transition_erase(self):
         EmailQueue = Pool().get('email.queue')
@@ -412,9 +462,19 @@ class EraseAddressStart(ModelView):
         "Address", required=True,
         help="The email address about which everything is erased.\n"
         "Emails to this address only are deleted, also those that wait.\n"
-        "The others lose the address, and their message "
-        "as soon as it has not to be sent any more.\n"
-        "This can not be undone.")
+        "Other emails lose the address, and their message once it no longer "
+        "has to be sent.\n"
+        "This cannot be undone.")
+
+
+class EraseAddressConfirm(ModelView):
+    __name__ = 'email.queue.erase_address.confirm'
+
+    address = fields.Char("Address", readonly=True)
+    summary = fields.Text("Summary", readonly=True)
+    deleted = fields.Integer("Deleted", readonly=True)
+    changed = fields.Integer("Changed", readonly=True)
+    busy = fields.Integer("Busy", readonly=True)
 
 
 class EraseAddressDone(ModelView):

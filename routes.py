@@ -18,8 +18,9 @@ from . import metrics as metrics_
 def health(request, pool):
     with without_check_access():
         numbers = _health_of_member(pool).measure()
+        servers = metrics_.measure()
     return _response(
-        json.dumps(numbers.json()), 'application/json',
+        json.dumps({**numbers.json(), 'servers': servers}), 'application/json',
         HTTPStatus.OK if numbers.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
 

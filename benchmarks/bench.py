@@ -12,18 +12,24 @@ from pathlib import Path
 from statistics import median
 from typing import Callable, NamedTuple
 
-from servers import Database, Program, Proxy, Sink, smtp_sink
+from servers import TIMEOUT, Database, Program, Proxy, Sink, smtp_sink
 
 from trytond.modules.email_queue.tests.postgresql import (
     PostgreSQL, PostgreSQLError, bin_directory)
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUND_TRIP = 0.005
-SMALL, LARGE = 2 * 1024, 200 * 1000
+SMALL, LARGE, HUGE = 2 * 1024, 200 * 1000, 20 * 1000 * 1000
 # How many emails are queued at once: as in queueing.py
 MANY = 4000
 MIB = 1024 * 1024
 QUIET = 0.1
+# Queues of Django's world, in an environment of their own
+PEERS = ROOT / '.cache' / 'peers'
+PEERS_PACKAGES = [
+    'django-mailer ~= 2.3', 'django-post-office ~= 3.12', 'psycopg[binary]']
+# In how many parts a day is simulated
+PARTS = 10
 # The address of the person of number i, in SQL: people have names of the same
 # parts, and half of them share three domains
 SYLLABLES = "(ARRAY['an', 'bel', 'cor', 'da', 'el', 'fra', 'ga', 'han', " \
@@ -166,6 +172,50 @@ def drain_1(bench):
         return [(
                 bench.rate(sink, count, connections=1),
                 bench.loop(sink, count))]
+
+
+def drain_4_peers(bench):
+    count = bench.number(1000)
+    with Sink() as sink:
+        value = bench.rate(sink, count, connections=4)
+        rates = []
+        for way in ['post_office', 'mailer']:
+            with arriving(sink, count):
+                rates.append(count / peer(bench, sink, count, way))
+    return [(value, max(rates))]
+
+
+def peer(bench, sink, count, way):
+    "Return in how many seconds a queue of Django's world does something"
+    # A new one for each
+    name = f'peer_{time.monotonic_ns()}'
+    bench.database.server.createdb(name)
+    with Program(
+            'peers.py', f'{bench.database.server.uri}{name}', sink.port,
+            count, SMALL, way, python=peers_python()) as program:
+        program.go()
+        result = program.result()
+    return result['ended'] - result['started']
+
+
+def peers_python():
+    python = PEERS / 'bin' / 'python'
+    if not python.exists():
+        subprocess.run([sys.executable, '-m', 'venv', PEERS], check=True)
+        subprocess.run(
+            [python, '-m', 'pip', 'install', '-qq',
+                '--disable-pip-version-check', *PEERS_PACKAGES], check=True)
+    return python
+
+
+def processes(bench):
+    count = bench.number(4000)
+    with Sink() as sink:
+        return [tuple(
+                bench.rate(
+                    sink, count, processes=processes, senders=processes,
+                    connections=2)
+                for processes in [2, 1])]
 
 
 def drain_1_distant(bench):
@@ -323,6 +373,86 @@ def memory(bench):
     return [tuple(peaks)]
 
 
+def memory_huge(bench):
+    peaks = []
+    with Sink() as sink:
+        for size in [HUGE, SMALL]:
+            result, = bench.drain(sink, 5 if bench.quick else 25, size)
+            peaks.append(result['peak'] / MIB)
+    return [tuple(peaks)]
+
+
+def campaign(bench, count, way):
+    "Return what queueing so many emails in one transaction took"
+    bench.database.execute('TRUNCATE email_queue CASCADE')
+    with bench.database.program(
+            'campaign.py', count, SMALL, way) as program:
+        program.go()
+        result = program.result()
+    if bench.database.count('outbox') != count:
+        raise Void(f"not all of {count} are queued")
+    return result
+
+
+def campaign_captured(bench):
+    count = bench.number(10000)
+    return [tuple(
+            campaign(bench, count, way)['processor']
+            for way in ['captured', 'singly'])]
+
+
+def campaign_memory(bench):
+    return [tuple(
+            campaign(bench, bench.number(count), 'generated')['peak'] / MIB
+            for count in [100000, 5000])]
+
+
+def day(bench):
+    """Return the last part of a day beside the second: the size of table and
+    indexes after the daily job, and the time of a message at the end of it.
+
+    Each part queues, sends and cleans what was sent in the part before.
+    """
+    database, count = bench.database, bench.number(50000)
+    database.execute('TRUNCATE email_queue CASCADE')
+    parts = []
+    with Sink() as sink:
+        for _ in range(PARTS):
+            parts.append(part(database, sink, count, time.monotonic()))
+    return list(zip(parts[-1], parts[1]))
+
+
+def part(database, sink, count, started):
+    with database.program(
+            'drain.py', 'send_all', EMAIL__URI=sink.uri,
+            EMAIL_QUEUE__CONNECTIONS=4,
+            EMAIL_QUEUE__RUN_TIME=TIMEOUT) as program:
+        database.fill(SMALL, count)
+        with arriving(sink, count):
+            program.go()
+            result = program.result()
+    recorded = [
+        at for at, number in result['recorded'] for _ in range(number)]
+    last = min(8000, count // 2)
+    milliseconds = 1e3 * (recorded[-1] - recorded[-1 - last]) / last
+    # As PostgreSQL itself does it several times in the hours of a part
+    database.execute('VACUUM (ANALYZE) email_queue')
+    # The job begins some seconds later, and each part sends some seconds after
+    # it has started
+    days = (time.monotonic() - started + 3) / 24 / 3600
+    with database.program(
+            'drain.py', 'clean', EMAIL_QUEUE__CLEAN_DAYS=days) as program:
+        program.go()
+        program.result()
+    if database.count('sent') != count:
+        raise Void(f"there are not just {count} after the daily job")
+    database.execute('VACUUM (ANALYZE) email_queue')
+    (table, indexes), = database.execute(
+        "SELECT pg_total_relation_size('email_queue'), "
+        "pg_indexes_size('email_queue')")
+    return table / MIB, indexes / MIB, milliseconds
+
+
 def queue_create(bench):
     return queueing(bench, 'queue', 'create')
 
@@ -333,6 +463,12 @@ def queue_core(bench):
 
 def bulk(bench):
     return bulk_queueing(bench, 'together', 'singly')
+
+
+def bulk_peer(bench):
+    (value,), = bulk_queueing(bench, 'together')
+    with Sink() as sink:
+        return [(value, MANY / peer(bench, sink, MANY, 'queue'))]
 
 
 def bulk_captured(bench):
@@ -375,6 +511,13 @@ FIGURES = {
     'drain-16-distant': (drain_16_distant, [Line(
                 "16 connections, 5 ms away, beside a plain loop on one",
                 'messages/s', ratio, '>=', 20)]),
+    'drain-4-peers': (drain_4_peers, [Line(
+                "1,000 emails, four connections, beside the fastest of "
+                "django-mailer and django-post_office",
+                'messages/s', ratio, '>=', 3)]),
+    'processes': (processes, [Line(
+                "Two processes beside one, no delay, two connections each",
+                'messages/s', ratio, '>=', 1)]),
     'senders': (senders, [Line(
                 "Four senders, 5 ms away, beside one",
                 'messages/s', ratio, '>=', 3)]),
@@ -405,12 +548,30 @@ FIGURES = {
     'memory': (memory, [Line(
                 "Peak of memory, messages of 200 kB, beside 2 KB",
                 'MiB', difference, '<=', 40, ' MiB')]),
+    'memory-huge': (memory_huge, [Line(
+                "Peak of memory, 25 messages of 20 MB, beside 2 KB",
+                'MiB', difference, '<=', 200, ' MiB')]),
+    'day': (day, [
+            Line("A day in ten parts, the last beside the second: table",
+                'MiB', ratio, '<=', 1.2),
+            Line("Its indexes", 'MiB', ratio, '<=', 1.2),
+            Line("A message at its end", 'ms', ratio, '<=', 1.2),
+            ]),
     'queue-create': (queue_create, [Line(
                 "Transaction that queues, beside one that creates a record",
                 'ms', ratio, '<=', 1.4)]),
     'bulk': (bulk, [Line(
                 "4,000 emails at once, beside one by one",
                 'emails/s', ratio, '>=', 5)]),
+    'bulk-peer': (bulk_peer, [Line(
+                "4,000 emails at once, beside django-post_office's send_many",
+                'emails/s', ratio, '>=', 1)]),
+    'campaign': (campaign_captured, [Line(
+                "10,000 captured emails, beside one by one",
+                's of CPU', times_less, '>=', 4, ' times less')]),
+    'campaign-memory': (campaign_memory, [Line(
+                "Peak of memory, a generator of 100,000, beside 5,000",
+                'MiB', difference, '<=', 40, ' MiB')]),
     'bulk-captured': (bulk_captured, [Line(
                 "4,000 captured emails, beside one by one",
                 'emails/s', ratio, '>=', 4)]),
@@ -518,7 +679,7 @@ def main():
     with PostgreSQL(durable=True) as server:
         print("creating the databases", flush=True)
         database = Database(server, 'bench')
-        database.create([SMALL, LARGE])
+        database.create([SMALL, LARGE, HUGE])
         bench = Bench(
             database, [database.copy('big'), database.copy('small')],
             args.quick)

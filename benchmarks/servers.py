@@ -22,19 +22,20 @@ __all__ = ['Database', 'Program', 'Proxy', 'Sink', 'smtp_sink']
 
 PROGRAMS = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
-TIMEOUT = 300
+TIMEOUT = 600
 
 
 class Program:
     """One of the programs here, which waits for ``go`` when it is ready.
 
+    :param python: the interpreter that runs it.
     :param configuration: of trytond, as SECTION__OPTION.
     """
 
-    def __init__(self, name, *args, **configuration):
+    def __init__(self, name, *args, python=sys.executable, **configuration):
         self.name = name
         self.process = subprocess.Popen(
-            [sys.executable, PROGRAMS / name, *map(str, args)],
+            [python, PROGRAMS / name, *map(str, args)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment(**configuration))
 

@@ -163,7 +163,15 @@ def main():
         mailbox.received, ['subject', 'to'])
     show("What the queue says (Administration > Email Queue in the client):",
         rows, ['subject', 'to', 'state', 'attempts', 'error'])
-    return conclude(mailbox.received, rows)
+    holds = conclude(mailbox.received, rows)
+    print(textwrap.dedent("""
+        Next:
+
+            README.rst, "The first hour"   with your own database and server
+            doc/usage/client.rst           the queue in the client, in pictures
+            doc/usage/index.rst            queue emails from your own code
+            demo/shop.py                   what the program above does"""))
+    return holds
 
 
 if __name__ == '__main__':

@@ -15,6 +15,11 @@ MODELS = {
     'email.queue.activity.hour': 'time',
     'email.queue.activity.day': 'date',
     }
+# The time of a period, how many there are, and how long each is
+PERIODS = {
+    'email.queue.activity.hour': ('time', 49, HOUR),
+    'email.queue.activity.day': ('date', 42, DAY),
+    }
 
 
 class ActivityTestCase(RPCTestCase):
@@ -39,13 +44,15 @@ class ActivityTestCase(RPCTestCase):
                         [queued or at, at], where=t.id == id_))
 
     def activity(self, model, session=None):
+        "Return the periods in which there is anything"
         session = session or self.postmaster
-        return [
+        rows = [
             tuple(row[n] for n in [
                     MODELS[model], 'sent', 'failed', 'waiting', 'oldest'])
             for row in session.call(
                 model, 'search_read', [], 0, None, None,
                 [MODELS[model], 'sent', 'failed', 'waiting', 'oldest'])]
+        return [row for row in rows if any(row[1:])]
 
     def test_periods(self):
         "Test each email is in the period of what has become of it"
@@ -79,7 +86,7 @@ class ActivityTestCase(RPCTestCase):
         expected = {
             **{day: (*numbers, 0, None) for day, numbers in days.items()},
             waiting.date(): (0, 0, 2, waiting),
-            (NOW - 90 * DAY).date(): (0, 0, 1, old),
+            (NOW - 41 * DAY).date(): (0, 0, 1, old),
             }
         self.assertEqual(
             {row[0]: row[1:]
@@ -87,9 +94,25 @@ class ActivityTestCase(RPCTestCase):
             expected)
 
     def test_empty(self):
-        "Test there is no activity without emails"
-        for model in MODELS:
-            self.assertEqual(self.activity(model), [])
+        "Test periods without an email are there, the last one first"
+        for model, (name, count, length) in PERIODS.items():
+            with self.subTest(model=model):
+                rows = self.postmaster.call(
+                    model, 'search_read', [], 0, None, None,
+                    [name, 'ago', 'sent', 'failed', 'waiting'])
+                self.assertEqual(
+                    [row['ago'] for row in rows],
+                    [-ago for ago in range(count)])
+                self.assertEqual(
+                    {rows[n][name] - rows[n + 1][name]
+                        for n in range(count - 1)}, {length})
+                self.assertFalse(
+                    {(r['sent'], r['failed'], r['waiting']) for r in rows}
+                    - {(0, 0, 0)})
+                # A client reads what it has found before
+                row, = self.postmaster.call(
+                    model, 'read', [rows[3]['id']], [name, 'ago'])
+                self.assertEqual(row[name], rows[3][name])
 
     def test_search(self):
         "Test the client's searches"
@@ -158,7 +181,10 @@ class ActivityTestCase(RPCTestCase):
                 root = ElementTree.fromstring(view['arch'])
                 names = {e.get('name') for e in root.iter('field')}
                 self.assertLessEqual(
-                    {MODELS[model], 'sent', 'failed', 'waiting'}, names)
+                    {'ago', 'sent', 'failed'} if type_ == 'graph'
+                    else {MODELS[model], 'sent', 'failed', 'waiting'}, names)
+                # It is no share of what was sent
+                self.assertEqual('waiting' in names, type_ == 'tree')
 
     def test_states(self):
         "Test no state is forgotten"

@@ -6,6 +6,7 @@ import tracemalloc
 from unittest.mock import patch
 
 from trytond.model import fields
+from trytond.model.exceptions import ValidationError
 from trytond.pool import Pool
 from trytond.sendmail import send_message_transactional
 from trytond.tests.test_tryton import DB_NAME
@@ -214,6 +215,65 @@ class BulkTestCase(QueueTestCase):
                 tracemalloc.stop()
         # 300 messages have 6 MB
         self.assertLess(peaks[2], peaks[1] + 2e6)
+
+
+class ValidationTestCase(QueueTestCase):
+    "What trytond still validates of a new email"
+
+    def test_all_checked(self):
+        "Test a field with a rule that is not the module's own is validated"
+        EmailQueue = Pool(DB_NAME).get('email.queue')
+        for name, attribute, rule in [
+                ('resource', 'required', True),
+                ('key', 'required', True),
+                ('resource', 'states', {'required': True}),
+                ('subject', 'domain', [('subject', '!=', 'Test')]),
+                ('from_addr', 'size', 5),
+                ]:
+            field = getattr(EmailQueue, name)
+            before = getattr(field, attribute)
+            with self.subTest(name=name, attribute=attribute):
+                try:
+                    setattr(field, attribute, rule)
+                    with self.assertRaises(ValidationError):
+                        self.queue()
+                finally:
+                    setattr(field, attribute, before)
+        self.assertEqual(self.states(), {})
+
+    def test_validate_fields(self):
+        "Test a module that validates fields knows the names of all"
+        EmailQueue = Pool(DB_NAME).get('email.queue')
+        seen = []
+
+        def validate_fields(cls, emails, names):
+            seen.append(set(names))
+
+        with patch.object(
+                EmailQueue, 'validate_fields', classmethod(validate_fields)):
+            self.queue()
+        self.assertEqual(seen, [set(EmailQueue._fields)])
+
+    def test_create(self):
+        "Test what is created without the module's checks is validated"
+        with self.transaction() as transaction:
+            EmailQueue = Pool().get('email.queue')
+            with self.assertRaises(ValidationError):
+                EmailQueue.create([{
+                            'from_addr': '', 'to_addrs': 'jane@example.com',
+                            'msg': MESSAGE, 'size': 1, 'priority': '20',
+                            'scheduled_at': dt.datetime.now()}])
+            transaction.rollback()
+
+    def test_fields(self):
+        "Test the list of checked fields has no name of another field"
+        with self.transaction():
+            EmailQueue = Pool().get('email.queue')
+            unchecked = EmailQueue._unchecked_fields()
+            values = EmailQueue._checked_values(
+                FROM, 'jane@example.com', MESSAGE)
+        self.assertLessEqual(bulk.CHECKED, EmailQueue._fields.keys())
+        self.assertFalse(values.keys() & unchecked)
 
 
 class BulkFilesTestCase(FilestoreTestCase):

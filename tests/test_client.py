@@ -396,6 +396,26 @@ class WebClientTestCase(RPCTestCase):
                         None, None),
                     values.get('error') == words)
 
+    def test_outcome_of_what_waits(self):
+        "Test the sentence says what the email waits for"
+        at = dt.datetime.now() + dt.timedelta(days=30)
+        time = r'\d+/\d+/\d+\s\d\d:\d\d UTC$'
+        for values, expected in [
+                ({}, "Scheduled for " + time),
+                ({'reason': 'deferred', 'error': "450 later."},
+                    "Refused for now: 450 later; next attempt at " + time),
+                ({'crashes': 3},
+                    "Its sender died 3 times, so it is sent alone, after all "
+                    "others; next attempt at " + time),
+                ({'state': 'failed', 'reason': 'refused', 'error': "550 no"},
+                    "Refused: 550 no$"),
+                ]:
+            id_ = self.queue()
+            self.write(id_, **{'scheduled_at': at, **values})
+            with self.subTest(**values):
+                email, = self.postmaster.queue('read', [id_], ['outcome'])
+                self.assertRegex(email['outcome'], f'^{expected}')
+
     def test_search_outcome(self):
         "Test an email is found by its reason, in the language of the user"
         refused, deferred, plain = self.queue(), self.queue(), self.queue()

@@ -23,6 +23,7 @@ from trytond.protocols.wrappers import Response
 from trytond.tests.test_tryton import DB_NAME
 from trytond.wsgi import app
 
+from .. import metrics
 from ..exceptions import EmailQueueError
 from ..health import Numbers
 from .jsonrpc import RPCError, RPCTestCase
@@ -201,6 +202,7 @@ class HealthRouteTestCase(Ages, RPCTestCase):
         self.assertEqual(response.headers['Cache-Control'], 'no-store')
         values = json.loads(response.data)
         self.assertIn(values.pop('age'), range(60, 120))
+        del values['servers']
         self.assertEqual(values, {
                 'healthy': True,
                 'due': 1,
@@ -209,6 +211,24 @@ class HealthRouteTestCase(Ages, RPCTestCase):
                 'reasons': {'failed': {}, 'waiting': {}},
                 'limits': {'age': 900, 'failed': None},
                 })
+
+    def test_servers(self):
+        "Test the numbers of each server are those for Prometheus"
+        self.enter_here(configured(uri_second=self.server.uri))
+        self.put(MINUTE, server='second')
+        self.put(MINUTE, 'failed')
+        key = self.key(self.postmaster)
+        servers = json.loads(self.get(key).data)['servers']
+        self.assertEqual(servers.keys(), {'', 'second'})
+        self.assertEqual(
+            [(s['due'], s['failed']) for s in servers.values()],
+            [(0, 1), (1, 0)])
+        age = servers['second'].pop('oldest_due_seconds')
+        self.assertIn(age, range(60, 120))
+        with self.transaction(readonly=True):
+            measured = metrics.measure()
+        del measured['second']['oldest_due_seconds']
+        self.assertEqual(servers, measured)
 
     def test_late(self):
         self.put(16 * MINUTE)
@@ -404,7 +424,7 @@ class WatchTestCase(Ages, RPCTestCase):
         self.assertEqual(len(self.told()), 1)
 
     def test_nobody_to_tell(self):
-        "Test who joins the group while the queue is late is told"
+        "Test administrators are told while nobody is in the group"
         def set_groups(action):
             with self.transaction():
                 User = Pool().get('res.user')
@@ -418,7 +438,7 @@ class WatchTestCase(Ages, RPCTestCase):
         set_groups('remove')
         self.put(16 * MINUTE)
         self.watch()
-        self.assertEqual(self.told(), [])
+        self.assertEqual([user for user, *_ in self.told()], ['admin'])
         set_groups('add')
         self.watch()
         self.assertEqual(len(self.told()), 1)

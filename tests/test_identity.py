@@ -88,7 +88,7 @@ class CopyTestCase(RPCTestCase):
         self.assertEqual(self.errors(), errors)
         (text, description), = errors
         self.assertIn("looks like a copy", text)
-        self.assertIn("Copy of the Database", description)
+        self.assertIn("Emails of a Copied Database", description)
         self.assertFalse(self.server.received)
         self.assertEqual(self.read(id_, 'state'), 'outbox')
 
@@ -127,6 +127,8 @@ class CopyTestCase(RPCTestCase):
         self.assertEqual(shown['waiting'], 1)
         self.assertEqual(shown['sent_from'], ANOTHER)
         self.assertIn("copy", shown['notice'])
+        self.assertIn("Waiting emails: 1.", shown['notice'])
+        self.assertTrue(shown['is_copy'])
         self.send_all()
         self.assertEqual(len(self.server.received), 1)
 

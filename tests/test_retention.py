@@ -543,12 +543,36 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
         if backend.name != 'sqlite':
             self.assertEqual(self.ids(), {id_})
 
-    def wizard(self, session, address=JANE):
+    def test_count(self):
+        "Test the count says what an erasure does, and changes nothing"
+        self.queue(JANE)
+        self.queue([JANE, 'john@example.com'])
+        self.write(self.queue(JANE), state='sending')
+        before = self.ids()
+        with self.transaction(readonly=True):
+            count = tuple(Pool().get('email.queue').count_address(JANE))
+        self.assertEqual(count, (1, 1, 1))
+        self.assertEqual(self.ids(), before)
+        self.assertEqual(self.erase(), count)
+
+    def test_wizard_asks(self):
+        "Test the wizard tells the numbers before it does anything"
+        self.queue(JANE)
+        before = self.ids()
+        result = self.wizard(self.postmaster, state='count')
+        self.assertIn(
+            "deleted: 1, changed: 0", result['view']['defaults']['summary'])
+        self.assertEqual(
+            [b['state'] for b in result['view']['buttons'] if b['default']],
+            ['end'])
+        self.assertEqual(self.ids(), before)
+
+    def wizard(self, session, address=JANE, state='erase'):
         name = 'wizard.email.queue.erase_address'
         id_, *_ = session(f'{name}.create', {})
         context = {'action_id': self.action}
         return session(
-            f'{name}.execute', id_, {'start': {'address': address}}, 'erase',
+            f'{name}.execute', id_, {'start': {'address': address}}, state,
             context)
 
     @property
@@ -570,9 +594,10 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
     def test_wizard_strangers(self):
         id_ = self.queue()
         for session in self.strangers:
-            with self.subTest(user=session.login):
-                with self.assertRaises(RPCError):
-                    self.wizard(session)
+            for state in ['count', 'erase']:
+                with self.subTest(user=session.login, state=state):
+                    with self.assertRaises(RPCError):
+                        self.wizard(session, state=state)
         self.assertEqual(self.ids(), {id_})
 
 
