@@ -153,7 +153,7 @@ class OwnSettingsTestCase(ServersTestCase):
             (own.rate, own.senders, own.connections, own.recipients),
             (600, 1, 5, 7))
         self.assertEqual(
-            (default.rate, default.slots, default.connections),
+            (default.rate, default.senders, default.connections),
             (60, 3, 4))
 
     def test_invalid_value_stops_that_server_only(self):
