@@ -361,9 +361,9 @@ class Store:
         values = ['sending', self.slot.number, utc_now()]
         row = [Column(table, name) for name in _columns]
         if self.slot.database.has_returning():
-            return self.execute(table.update(
+            return self.slot.fetch(table.update(
                     columns, values, where=table.id.in_(fitting),
-                    with_=with_, returning=row)).fetchall()
+                    with_=with_, returning=row))
         fitting.with_ = with_
         ids = self._ids(fitting)
         if not ids:
