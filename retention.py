@@ -12,6 +12,7 @@ from sql.conditionals import Coalesce
 from sql.functions import Lower
 from sql.operators import Or
 
+from trytond.i18n import gettext
 from trytond.model import ModelView, fields
 from trytond.pool import Pool
 from trytond.tools import escape_wildcard, grouped_slice
