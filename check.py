@@ -22,8 +22,8 @@ from trytond.wizard import Button, StateAction, StateTransition, StateView
 
 from . import behalf, oauth
 from .access import QueueWizard, looks_after_queue
-from .address import NULL_SENDER, ArgumentError, addresses, envelope_from
-from .exceptions import EmailQueueError, LoginError
+from .address import NULL_SENDER, Invalid, addresses, envelope_from
+from .exceptions import EmailQueueError, LoginError, SettingError
 from .handover import client_of
 from .health import CRITICAL, OK
 from .mime import header_fields, prepare, value_of
@@ -123,9 +123,9 @@ def _settings(server):
         # An invalid ``for_NAME`` concerns all servers, because none can be
         # chosen then
         behalf.server_for(NULL_SENDER, b'')
-    except EmailQueueError as error:
+    except SettingError as error:
         raise _bad('settings', error.message, 'msg_check_settings_value')
-    except ArgumentError as error:
+    except Invalid as error:
         raise _bad(
             'settings', f'{error.argument} = {error.value}',
             'msg_check_settings_value')
@@ -245,7 +245,7 @@ def _sender(server, uri, email):
         fields, _ = header_fields(data)
         author, = addresses('from', value_of(
                 dict(fields)[b'from']).decode('utf-8'))
-    except (ArgumentError, ValueError):
+    except (Invalid, ValueError):
         raise _bad('sender', str(address), 'msg_check_sender_how')
     words = gettext(
         'email_queue.msg_check_addresses', author=author, sender=from_addr)
@@ -290,7 +290,7 @@ def _chosen_by_sender():
     try:
         return behalf.server_for(
             envelope_from(config.get('email', 'from') or ''), b'')
-    except ArgumentError:
+    except Invalid:
         # A step of the check reports the error
         return None
 

@@ -167,7 +167,7 @@ class Slot:
 
     def holds(self, table):
         "Return the condition of the rows that the sender holds"
-        return (table.state == 'sending') & (table.sender == self.number)
+        return (table.state == 'sending') & (table.slot == self.number)
 
     def beat(self):
         "Show that the sender lives, once a second at most"
