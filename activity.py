@@ -38,7 +38,7 @@ class Activity(ModelSQL, ModelView):
     @classmethod
     def __setup__(cls):
         super().__setup__()
-        cls._order.insert(0, ('ago', 'DESC'))
+        cls._order.insert(0, ('ago', 'ASC'))
 
     @classmethod
     def table_query(cls):
@@ -67,7 +67,7 @@ class Activity(ModelSQL, ModelView):
         last = int((now - EPOCH).total_seconds()) // seconds
         for ago in range(cls._count):
             id_ = last - ago
-            yield id_, -ago, EPOCH + id_ * cls._length
+            yield id_, ago, EPOCH + id_ * cls._length
 
     @classmethod
     def _emails(cls, now):
@@ -108,7 +108,7 @@ class ActivityHour(Activity):
     __name__ = 'email.queue.activity.hour'
 
     ago = fields.Integer(
-        "Hours", help="How many hours ago: -1 is the hour before this one.")
+        "Hours Ago", help="0 is this hour, 1 the one before it.")
     time = fields.DateTime("Time", format='%H:%M')
 
     _period = 'hour'
@@ -123,7 +123,7 @@ class ActivityHour(Activity):
 class ActivityDay(Activity):
     __name__ = 'email.queue.activity.day'
 
-    ago = fields.Integer("Days", help="How many days ago: -1 is yesterday.")
+    ago = fields.Integer("Days Ago", help="0 is today, 1 yesterday.")
     date = fields.Date("Date", help="The day in UTC.")
 
     _period = 'day'

@@ -102,7 +102,7 @@ class ActivityTestCase(RPCTestCase):
                     [name, 'ago', 'sent', 'failed', 'waiting'])
                 self.assertEqual(
                     [row['ago'] for row in rows],
-                    [-ago for ago in range(count)])
+                    list(range(count)))
                 self.assertEqual(
                     {rows[n][name] - rows[n + 1][name]
                         for n in range(count - 1)}, {length})
