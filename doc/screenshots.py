@@ -101,7 +101,7 @@ def web_wizard(browser, words):
     browser.open_menu(words["Erase Address"])
     browser.type('.modal [name=address]', 'k.vogel@becker.example')
     browser.click('.modal button', words["Count"])
-    browser.find('.modal textarea')
+    browser.find('.modal [name=warning]')
 
 
 # The desktop client
