@@ -113,7 +113,8 @@ class ActivityHour(Activity):
 
     _period = 'hour'
     _length = dt.timedelta(hours=1)
-    _count = 49
+    # The labels of more would not fit side by side in either client
+    _count = 24
 
     @classmethod
     def _period_column(cls, period):
@@ -128,8 +129,8 @@ class ActivityDay(Activity):
 
     _period = 'day'
     _length = dt.timedelta(days=1)
-    # More labels would not fit on the screen
-    _count = 42
+    # As long as sent emails are kept by default
+    _count = 30
 
     @classmethod
     def _period_column(cls, period):

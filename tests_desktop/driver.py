@@ -196,6 +196,11 @@ class Commands:
                 return
         raise LookupError(f"no entry {text} of {tool}")
 
+    def search(self, text):
+        container = screen().screen_container
+        container.set_text(text)
+        GLib.idle_add(container.do_search)
+
     def select(self, *texts):
         view = screen().current_view.treeview
         selection = view.get_selection()
