@@ -44,8 +44,11 @@ _mailbox = re.compile(
 _comment_part = re.compile(r'\\.|[^\\"()]+|.')
 
 
-class ArgumentError(ValueError):
-    """An argument that cannot be queued.
+class Invalid(ValueError):
+    """An argument that cannot be queued, before there are words for it.
+
+    For callers it becomes an :class:`exceptions.ArgumentError`, whose words
+    need a database.
 
     ``argument`` is its name, ``value`` what is wrong with it as printable text
     and ``reason`` the name of one of the module's messages.
@@ -69,9 +72,9 @@ def envelope_from(from_addr):
         return NULL_SENDER
     found = addresses('from_addr', from_addr)
     if not found:
-        raise ArgumentError('from_addr', from_addr, 'msg_sender_missing')
+        raise Invalid('from_addr', from_addr, 'msg_sender_missing')
     if len(found) > 1:
-        raise ArgumentError('from_addr', from_addr, 'msg_address_several')
+        raise Invalid('from_addr', from_addr, 'msg_address_several')
     return found[0]
 
 
@@ -88,12 +91,12 @@ def envelope_to(to_addrs):
         for item in to_addrs:
             parsed = addresses('to_addrs', item)
             if not parsed:
-                raise ArgumentError('to_addrs', item, 'msg_address_invalid')
+                raise Invalid('to_addrs', item, 'msg_address_invalid')
             if len(parsed) > 1:
-                raise ArgumentError('to_addrs', item, 'msg_address_several')
+                raise Invalid('to_addrs', item, 'msg_address_several')
             found += parsed
     if not found:
-        raise ArgumentError('to_addrs', to_addrs, 'msg_recipient_missing')
+        raise Invalid('to_addrs', to_addrs, 'msg_recipient_missing')
     once = {}
     for address in found:
         local, _, domain = address.rpartition('@')
@@ -103,11 +106,11 @@ def envelope_to(to_addrs):
 
 def _items(argument, values, reason):
     if isinstance(values, (bytes, bytearray, memoryview)):
-        raise ArgumentError(argument, values, reason)
+        raise Invalid(argument, values, reason)
     try:
         iterator = iter(values)
     except TypeError:
-        raise ArgumentError(argument, values, reason)
+        raise Invalid(argument, values, reason)
     return list(iterator)
 
 
@@ -118,9 +121,9 @@ def addresses(argument, text):
     *xn--…*: see :func:`on_the_wire`.
     """
     if not isinstance(text, str):
-        raise ArgumentError(argument, text, 'msg_address_invalid')
+        raise Invalid(argument, text, 'msg_address_invalid')
     if _control.search(text):
-        raise ArgumentError(argument, text, 'msg_address_control')
+        raise Invalid(argument, text, 'msg_address_control')
     return [_checked(argument, a) for a in _parsed(argument, text)]
 
 
@@ -134,7 +137,7 @@ def _parsed(argument, text):
             in_group, position = True, match.end()
         match = _mailbox.match(text, position)
         if not match or (match['end_of_group'] and not in_group):
-            raise ArgumentError(
+            raise Invalid(
                 argument, text[position:].strip(), 'msg_address_invalid')
         if address := match['angled'] or match['bare']:
             found.append(address)
@@ -142,7 +145,7 @@ def _parsed(argument, text):
             in_group = False
         position = match.end()
     if in_group:
-        raise ArgumentError(argument, text, 'msg_address_invalid')
+        raise Invalid(argument, text, 'msg_address_invalid')
     return found
 
 
@@ -160,7 +163,7 @@ def _without_comments(argument, text):
         if not depth:
             kept.append(part)
     if depth:
-        raise ArgumentError(argument, text, 'msg_address_invalid')
+        raise Invalid(argument, text, 'msg_address_invalid')
     return ''.join(kept)
 
 
@@ -171,15 +174,15 @@ def _checked(argument, address):
             or len(local.encode('utf-8')) > LOCAL_PART_LENGTH
             or not (_dot_string.fullmatch(local)
                 or _quoted_string.fullmatch(local))):
-        raise ArgumentError(argument, address, 'msg_address_invalid')
+        raise Invalid(argument, address, 'msg_address_invalid')
     try:
         domain = _ascii_domain(domain)
     except UnicodeError:
-        raise ArgumentError(argument, address, 'msg_address_invalid')
+        raise Invalid(argument, address, 'msg_address_invalid')
     if (len(domain) > DOMAIN_LENGTH
             or not (_literal.fullmatch(domain)
                 or all(map(_label.fullmatch, domain.split('.'))))):
-        raise ArgumentError(argument, address, 'msg_address_invalid')
+        raise Invalid(argument, address, 'msg_address_invalid')
     return f'{local}@{words.shown_domain(domain)}'
 
 
@@ -208,10 +211,10 @@ def options(argument, values):
     found = []
     for value in _items(argument, values, 'msg_option_invalid'):
         if not isinstance(value, str):
-            raise ArgumentError(argument, value, 'msg_option_invalid')
+            raise Invalid(argument, value, 'msg_option_invalid')
         for option in filter(None, value.split(' ')):
             if not _option.fullmatch(option):
-                raise ArgumentError(argument, option, 'msg_option_invalid')
+                raise Invalid(argument, option, 'msg_option_invalid')
             found.append(option)
     return found
 
@@ -227,7 +230,7 @@ def envelope_sender(message):
         if found := _header_addresses(
                 'from_addr', message, f'{prefix}{name}'):
             return found[0]
-    raise ArgumentError('from_addr', '', 'msg_sender_missing')
+    raise Invalid('from_addr', '', 'msg_sender_missing')
 
 
 def envelope_recipients(message):
@@ -241,10 +244,10 @@ def envelope_recipients(message):
 
 def _resent(message):
     if not isinstance(message, Message):
-        raise ArgumentError('msg', type(message).__name__, 'msg_message_type')
+        raise Invalid('msg', type(message).__name__, 'msg_message_type')
     resent = raw_values(message, 'Resent-Date')
     if len(resent) > 1:
-        raise ArgumentError('msg', 'Resent-Date', 'msg_message_resent')
+        raise Invalid('msg', 'Resent-Date', 'msg_message_resent')
     return 'Resent-' if resent else ''
 
 
@@ -262,7 +265,7 @@ def _header_addresses(argument, message, name):
             text = _header_text(value)
         except Exception as error:
             # A message can hold any object in any place
-            raise ArgumentError(
+            raise Invalid(
                 'msg', f'{type(error).__name__}: {error}',
                 'msg_message_broken')
         found += addresses(argument, words.unfolded(text))

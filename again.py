@@ -12,8 +12,8 @@ from trytond.wizard import (
     Button, StateAction, StateTransition, StateView, Wizard)
 
 from .access import QueueWizard, check_writable
-from .address import ArgumentError, addresses, on_the_wire
-from .exceptions import EmailQueueError
+from .address import Invalid, addresses, on_the_wire
+from .exceptions import EmailQueueError, MessageError, changed, not_an_address
 from .mime import describe, header_fields, prepare
 from .recipients import address_of, split_lines
 from .tools import utc_now
@@ -38,14 +38,16 @@ class Again:
 
         :param to_addrs: its recipients, None for those of the email.
         :param data: the message, None for that of the email.
-        :raises EmailQueueError: the email has lost its message, or this is a
-            secret.
+        :raises MessageError: the email has lost its message, or the message is
+            a secret.
         """
         check_writable()
         cls._check_message([email])
         if email.sensitive:
-            raise EmailQueueError(gettext(
-                    'email_queue.msg_again_sensitive', email=email.rec_name))
+            raise MessageError(
+                gettext('email_queue.msg_again_sensitive',
+                    email=email.rec_name),
+                email)
         data = _renamed(cls._message(email.id) if data is None else data)
         subject, message_id = describe(data)
         with without_check_access():
@@ -77,17 +79,16 @@ class Again:
 
         :param refused: the address that was refused.
         :param address: the right one, which takes its place in the message.
+        :raises StateError: the email has not failed at that address.
+        :raises ArgumentError: ``address`` is not one.
         """
         lines = split_lines(email.refused)
         if email.state != 'failed' or refused not in map(address_of, lines):
-            raise EmailQueueError(gettext(
-                    'email_queue.msg_changed', email=email.rec_name))
+            raise changed(email)
         try:
             address, = addresses('address', address)
-        except (ArgumentError, ValueError) as error:
-            raise EmailQueueError(gettext(
-                    'email_queue.msg_address_invalid', argument='address',
-                    value=str(address)[:200])) from error
+        except (Invalid, ValueError) as error:
+            raise not_an_address(address) from error
         data = cls._message(email.id)
         return cls.queue_again(
             email, address,

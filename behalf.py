@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from . import settings
-from .address import NULL_SENDER, ArgumentError, addresses
+from .address import NULL_SENDER, Invalid, addresses
 from .mime import header_fields, value_of, with_values
 from .words import decoded_words, unfolded
 
@@ -48,7 +48,7 @@ def on_behalf(server, from_addr, data):
     :param server: the name that the caller has chosen, None for none.
     :param from_addr: the envelope's sender, as :func:`envelope_from` has it.
     :param data: the bytes of the message, as :func:`prepare` has them.
-    :raises ArgumentError: the configuration is not valid.
+    :raises Invalid: the configuration is not valid.
     """
     if is_set():
         if server is None:
@@ -95,7 +95,7 @@ def server_for(from_addr, data):
 def _configured(name):
     if name not in settings.servers():
         # By another server it could be refused, or taken for another's
-        raise ArgumentError('server', name, 'msg_server_unknown')
+        raise Invalid('server', name, 'msg_server_unknown')
     return name
 
 
@@ -120,7 +120,7 @@ def _senders(option, text):
     except ValueError:
         listed.clear()
     if not listed:
-        raise ArgumentError(option, text, 'msg_setting_invalid')
+        raise settings.InvalidSetting(option, text)
     return frozenset(listed)
 
 
@@ -129,7 +129,7 @@ def _mailbox(option, text):
     try:
         address, = addresses(option, text)
     except ValueError:
-        raise ArgumentError(option, text, 'msg_setting_invalid') from None
+        raise settings.InvalidSetting(option, text) from None
     return Mailbox(_name_in(text), address)
 
 
@@ -165,7 +165,7 @@ class _Header:
         "Return the addresses in a field, none where it cannot be read"
         try:
             return addresses(name, self._text(name))
-        except ArgumentError:
+        except Invalid:
             return []
 
     def _text(self, name):

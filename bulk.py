@@ -14,8 +14,8 @@ from trytond.model import ModelStorage, Workflow, fields
 from trytond.transaction import Transaction, without_check_access
 
 from .access import check_writable
-from .address import ArgumentError
-from .exceptions import EmailQueueError
+from .address import Invalid
+from .exceptions import ArgumentError
 from .tools import database_time, forget
 
 __all__ = ['Bulk', 'batches', 'checked_key']
@@ -59,7 +59,7 @@ class Bulk:
             of :meth:`queue_mail`, and a dictionary of its other arguments,
             which may be left out. A generator must not end the transaction.
         :return: the records, in the same order.
-        :raises EmailQueueError: one of them cannot be queued, with its index.
+        :raises ArgumentError: one of them cannot be queued, with its index.
             Nothing is queued then and the transaction remains usable.
         """
         check_writable()
@@ -86,10 +86,11 @@ class Bulk:
             try:
                 values = cls._checked_values(
                     from_addr, to_addrs, msg, clock=clock, **keywords)
-            except EmailQueueError as error:
-                raise EmailQueueError(gettext(
-                        'email_queue.msg_mails_item',
-                        index=index, error=error.message)) from error
+            except ArgumentError as error:
+                raise ArgumentError(
+                    gettext('email_queue.msg_mails_item',
+                        index=index, error=error.message),
+                    error.argument, error.value, index) from error
             except TypeError as error:
                 # A keyword that there is not
                 raise TypeError(f"mails[{index}]: {error}") from error
@@ -213,7 +214,7 @@ def checked_key(key):
     if key is not None and not (
             isinstance(key, str) and key.isprintable()
             and 0 < len(key.strip()) and len(key) <= KEY_LENGTH):
-        raise ArgumentError('key', key, 'msg_key_invalid')
+        raise Invalid('key', key, 'msg_key_invalid')
     return key
 
 

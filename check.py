@@ -22,8 +22,8 @@ from trytond.wizard import Button, StateAction, StateTransition, StateView
 
 from . import behalf, oauth
 from .access import QueueWizard, looks_after_queue
-from .address import NULL_SENDER, ArgumentError, addresses, envelope_from
-from .exceptions import EmailQueueError, LoginError
+from .address import NULL_SENDER, Invalid, addresses, envelope_from
+from .exceptions import EmailQueueError, LoginError, SettingError
 from .handover import client_of
 from .health import CRITICAL, OK
 from .mime import header_fields, prepare, value_of
@@ -120,9 +120,9 @@ def _settings(server):
         behalf.mailbox(server)
         # Also what is not valid for others keeps the queue from choosing
         behalf.server_for(NULL_SENDER, b'')
-    except EmailQueueError as error:
+    except SettingError as error:
         raise _bad('settings', error.message, 'msg_check_settings_value')
-    except ArgumentError as error:
+    except Invalid as error:
         raise _bad(
             'settings', f'{error.argument} = {error.value}',
             'msg_check_settings_value')
@@ -242,7 +242,7 @@ def _sender(server, uri, email):
         fields, _ = header_fields(data)
         author, = addresses('from', value_of(
                 dict(fields)[b'from']).decode('utf-8'))
-    except (ArgumentError, ValueError):
+    except (Invalid, ValueError):
         raise _bad('sender', str(address), 'msg_check_sender_how')
     words = gettext(
         'email_queue.msg_check_addresses', author=author, sender=from_addr)
@@ -287,7 +287,7 @@ def _chosen_by_sender():
     try:
         return behalf.server_for(
             envelope_from(config.get('email', 'from') or ''), b'')
-    except ArgumentError:
+    except Invalid:
         # A step of the check tells
         return None
 

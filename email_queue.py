@@ -28,15 +28,17 @@ from . import (
     shown)
 from .access import check_writable
 from .address import (
-    ArgumentError, envelope_from, envelope_recipients, envelope_sender,
-    envelope_to, options)
+    Invalid, envelope_from, envelope_recipients, envelope_sender, envelope_to,
+    options)
 from .exceptions import (
-    EmailQueueError, ExpiredWarning, UncertainWarning, UrgentWarning)
+    VALUE_LENGTH, ArgumentError, EmailQueueError, ExpiredWarning, MessageError,
+    SettingError, UncertainWarning, UrgentWarning, changed)
 from .mime import describe, prepare
 from .parts import part_ids
 from .reasons import REASONS
 from .recipients import remaining, split_addresses
 from .retention import Retention
+from .settings import InvalidSetting
 from .shown import Titled, Told, in_whole_seconds
 from .store import CRASHES_ALONE
 from .tools import database_time, forget, utc_now
@@ -49,8 +51,6 @@ PRIORITIES = {
     'normal': '20',
     'bulk': '30',
     }
-# What an error quotes of a value at most
-VALUE_LENGTH = 200
 # How many emails a text names at most
 NAMES = 5
 # The address of a captured email that has none
@@ -265,7 +265,7 @@ class EmailQueue(
         states={
             'invisible': ~Eval('suspect_since'),
             })
-    sender = fields.Integer("Sender", readonly=True)
+    slot = fields.Integer("Slot", readonly=True)
     sent_at = fields.Timestamp(
         "Sent at", readonly=True,
         states={
@@ -376,7 +376,7 @@ class EmailQueue(
                     where=(t.state == 'outbox')
                     & (t.crashes >= CRASHES_ALONE)),
                 Index(
-                    t, (t.sender, Index.Range()), where=t.state == 'sending'),
+                    t, (t.slot, Index.Range()), where=t.state == 'sending'),
                 Index(
                     t, (t.suspect, Index.Equality()),
                     where=(t.state == 'outbox') & (t.suspect != '')),
@@ -458,12 +458,19 @@ class EmailQueue(
     @classmethod
     def __register__(cls, module):
         # Before, so that NULL keeps no column from being NOT NULL
+        cls._rename_columns(module)
         original.convert(cls, module)
         cls._complete(module)
         super().__register__(module)
         reasons.convert(cls)
         cls._make_keys_unique()
         cls._show_domains()
+
+    @classmethod
+    def _rename_columns(cls, module):
+        "Rename what version 8.2.0 called by another name"
+        if backend.TableHandler.table_exist(cls._table):
+            cls.__table_handler__(module).column_rename('sender', 'slot')
 
     @classmethod
     def _complete(cls, module):
@@ -787,7 +794,8 @@ class EmailQueue(
             key already, nothing is queued.
         :return: a list with the one new record, or with the one that has the
             key.
-        :raises EmailQueueError: one of the arguments cannot be queued, or the
+        :raises ArgumentError: one of the arguments cannot be queued.
+        :raises EmailQueueError: the configuration makes no sense, or the
             transaction is readonly. Nothing is queued then and the transaction
             remains usable.
         """
@@ -901,12 +909,12 @@ class EmailQueue(
             sensitive=False, key=None, **_):
         try:
             data = prepare(msg, HOSTNAME)
-        except ArgumentError:
+        except Invalid:
             data = b''
         subject, message_id = describe(data)
         try:
             key = bulk.checked_key(key)
-        except ArgumentError:
+        except Invalid:
             key = None
         if not isinstance(to_addrs, str):
             to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
@@ -948,10 +956,10 @@ class EmailQueue(
         mail_options = options('mail_options', mail_options)
         rcpt_options = options('rcpt_options', rcpt_options)
         if not isinstance(priority, str) or priority not in PRIORITIES:
-            raise ArgumentError(
+            raise Invalid(
                 'priority', priority, 'msg_priority_invalid')
         if server not in settings.servers():
-            raise ArgumentError(
+            raise Invalid(
                 'server', str(server), 'msg_server_unknown')
         now = None
         if scheduled_at is not None or expires_at is not None:
@@ -961,7 +969,7 @@ class EmailQueue(
         if expires_at is not None:
             expires_at = _instant('expires_at', expires_at, now)
             if expires_at <= (scheduled_at or now):
-                raise ArgumentError(
+                raise Invalid(
                     'expires_at', str(expires_at), 'msg_expires_too_early')
         data = prepare(msg, HOSTNAME, due=_later(scheduled_at, now))
         server, from_addr, data = behalf.on_behalf(server, from_addr, data)
@@ -991,9 +999,9 @@ class EmailQueue(
 
         The scheduled job. Replace it to drain the queue in another way.
 
-        :raises EmailQueueError: the scheduled job only: the server is in
-            trouble or the database looks like a copy. The emails stay in the
-            queue.
+        :raises ServerError: the scheduled job only: the server is in trouble.
+            The emails stay in the queue.
+        :raises CopyError: the database looks like a copy.
         """
         run.run(cls)
 
@@ -1017,8 +1025,11 @@ class EmailQueue(
 
         :param smtp_server: the connected ``smtplib.SMTP`` to use. None opens
             a session of the configured server.
-        :raises EmailQueueError: the email could not be claimed or was not
-            accepted by the server. What became of it is recorded before.
+        :raises ClaimError: the email could not be claimed.
+        :raises NotSentError: it was not accepted by the server. What became
+            of it is recorded before.
+        :raises HoldError: the option ``hold`` is set.
+        :raises CopyError: the database looks like a copy.
         """
         run.send(self, smtp_server)
 
@@ -1152,9 +1163,7 @@ class EmailQueue(
                 continue
             data = cls._message(email.id)
             if data is None:
-                raise EmailQueueError(gettext(
-                        'email_queue.msg_message_removed',
-                        email=email.rec_name))
+                raise _message_removed(email)
             before = email.server, email.from_addr, data
             with _argument_errors():
                 after = behalf.on_behalf(*before)
@@ -1169,9 +1178,7 @@ class EmailQueue(
         removed = cls._without_message([e.id for e in emails])
         for email in emails:
             if email.id in removed:
-                raise EmailQueueError(gettext(
-                        'email_queue.msg_message_removed',
-                        email=email.rec_name))
+                raise _message_removed(email)
 
     @classmethod
     def _warn_uncertain(cls, emails):
@@ -1203,8 +1210,7 @@ class EmailQueue(
     def send_again(cls, emails):
         for email in emails:
             if email.state != 'sent':
-                raise EmailQueueError(gettext(
-                        'email_queue.msg_changed', email=email.rec_name))
+                raise changed(email)
             cls.queue_again(email)
 
     @classmethod
@@ -1221,7 +1227,7 @@ class EmailQueue(
         write.
 
         :param states: the states that they may be in.
-        :raises EmailQueueError: one is in another.
+        :raises StateError: one is in another.
         """
         check_writable()
         transaction = Transaction()
@@ -1236,9 +1242,8 @@ class EmailQueue(
             if cursor.rowcount != len(sub_emails):
                 cursor.execute(*t.select(t.id, where=where))
                 held = {id_ for id_, in cursor}
-                changed = next(e for e in sub_emails if e.id not in held)
-                raise EmailQueueError(gettext(
-                        'email_queue.msg_changed', email=changed.rec_name))
+                raise changed(
+                    next(e for e in sub_emails if e.id not in held))
         # Let nothing be decided by what was read before
         forget(transaction)
         transaction.counter += 1
@@ -1362,13 +1367,23 @@ class _Push:
 def _argument_errors():
     try:
         yield
-    except ArgumentError as error:
+    except Invalid as error:
         value = error.value
         if len(value) > VALUE_LENGTH:
             value = f'{value[:VALUE_LENGTH]}…'
-        raise EmailQueueError(
-            gettext(f'email_queue.{error.reason}',
-                argument=error.argument, value=value)) from error
+        words = gettext(
+            f'email_queue.{error.reason}',
+            argument=error.argument, value=value)
+        Error = (
+            SettingError if isinstance(error, InvalidSetting)
+            else ArgumentError)
+        raise Error(words, error.argument, value) from error
+
+
+def _message_removed(email):
+    return MessageError(
+        gettext('email_queue.msg_message_removed', email=email.rec_name),
+        email)
 
 
 def _instant(argument, value, now):
@@ -1382,7 +1397,7 @@ def _instant(argument, value, now):
             return value
     except (OverflowError, ValueError):
         pass
-    raise ArgumentError(argument, value, 'msg_time_invalid')
+    raise Invalid(argument, value, 'msg_time_invalid')
 
 
 def _later(at, now):
@@ -1405,6 +1420,6 @@ def _reference(resource):
     except KeyError:
         valid = False
     if not valid:
-        raise ArgumentError(
+        raise Invalid(
             'resource', reference, 'msg_resource_invalid')
     return f'{model},{int(id_)}'

@@ -19,7 +19,7 @@ from trytond.transaction import Transaction
 from trytond.wizard import Button, StateTransition, StateView
 
 from .access import QueueWizard
-from .exceptions import EmailQueueError
+from .exceptions import CopyError, EmailQueueError, SettingError
 from .settings import Settings
 from .tools import forget, utc_now
 
@@ -154,14 +154,14 @@ def remember():
 def check():
     """Check that the emails of this database are its own to send.
 
-    :raises EmailQueueError: it looks like a copy, in the same words at every
+    :raises CopyError: it looks like a copy, in the same words at every
         run.
     """
     if is_copy():
         logger.warning(
             "this database looks like a copy: nothing is sent, %d emails wait",
             _waiting())
-        raise EmailQueueError(
+        raise CopyError(
             gettext('email_queue.msg_copy'),
             gettext('email_queue.msg_copy_description'))
 
@@ -170,7 +170,7 @@ def notice():
     "Return what users have to know of how emails are sent, None for nothing"
     try:
         settings = Settings.read()
-    except EmailQueueError as error:
+    except SettingError as error:
         return error.message
     notices = []
     if settings.hold:
@@ -207,7 +207,7 @@ def _cancel():
     Event = Pool().get('email.queue.event')
     Event.tell('cancelled', lambda t: t.state.in_(WAITING))
     cursor.execute(*t.update(
-            [t.state, t.sender, t.write_date, t.write_uid],
+            [t.state, t.slot, t.write_date, t.write_uid],
             ['cancelled', Null, utc_now(), transaction.user],
             where=t.state.in_(WAITING)))
     forget(transaction)

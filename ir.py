@@ -14,7 +14,7 @@ from trytond.transaction import Transaction, check_access, without_check_access
 
 from . import shown
 from .access import looks_after_queue
-from .exceptions import EmailQueueError
+from .exceptions import changed
 from .recipients import masked
 from .sendmail import queue_now
 
@@ -130,8 +130,7 @@ class Email(metaclass=PoolMeta):
                     order_by=[t.id.desc], limit=1))
             row = cursor.fetchone()
             if not row:
-                raise EmailQueueError(gettext(
-                        'email_queue.msg_changed', email=email.rec_name))
+                raise changed(email)
             id_, author = row
             # Not the author of the archived email, who can name any other one
             if author != Transaction().user and not looks_after_queue():

@@ -14,7 +14,7 @@ from email.header import Header
 from email.message import Message
 from email.utils import encode_rfc2231, formatdate, make_msgid
 
-from .address import ArgumentError, header_addresses, on_the_wire, raw_values
+from .address import Invalid, header_addresses, on_the_wire, raw_values
 from .words import (
     LINE_LENGTH, decoded_words, in_charset, printable, unfolded, unquoted,
     with_domains)
@@ -85,12 +85,12 @@ def prepare(msg, host, due=None):
         try:
             data = msg.encode('ascii')
         except UnicodeEncodeError as error:
-            raise ArgumentError(
+            raise Invalid(
                 'msg', repr(msg[error.start]), 'msg_message_ascii')
     elif isinstance(msg, (bytes, bytearray, memoryview)):
         data = bytes(msg)
     else:
-        raise ArgumentError('msg', type(msg).__name__, 'msg_message_type')
+        raise Invalid('msg', type(msg).__name__, 'msg_message_type')
     data = _without_bom(with_crlf(data))
     return _with_fields(_without_mbox_line(data), host, due)
 
@@ -103,11 +103,11 @@ def _serialised(message):
         fields, body = _fields_and_body(message)
         header = b''.join(_field(*field) for field in _once(fields))
         return header + b'\n' + body
-    except ArgumentError:
+    except Invalid:
         raise
     except Exception as error:
         # A message can hold any object in any place
-        raise ArgumentError(
+        raise Invalid(
             'msg', f'{type(error).__name__}: {error}', 'msg_message_broken')
 
 
@@ -291,7 +291,7 @@ def _joined(name, values):
     texts = list(dict.fromkeys(
             unfolded(_text_of(key, value)).strip() for value in values))
     if ONCE[key] is None and len(texts) > 1:
-        raise ArgumentError('msg', name, 'msg_message_twice')
+        raise Invalid('msg', name, 'msg_message_twice')
     return (ONCE[key] or '').join(filter(None, texts))
 
 
@@ -300,7 +300,7 @@ def _field(name, value, signed=False):
     key = name.strip().lower()
     text = _text_of(key, value)
     if '\0' in text:
-        raise ArgumentError('msg', name, 'msg_message_nul')
+        raise Invalid('msg', name, 'msg_message_nul')
     if signed and type(value) is str:
         data = f'{name}: {text}\n'.encode('utf-8', 'surrogateescape')
     else:

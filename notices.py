@@ -236,9 +236,10 @@ class Notices:
 
 
 def _busy(email):
-    return BusyError(gettext(
-            'email_queue.msg_notice_busy',
-            email=email.subject or email.message_id))
+    return BusyError(
+        gettext('email_queue.msg_notice_busy',
+            email=email.subject or email.message_id),
+        email)
 
 
 def _raw(inbound):

@@ -21,7 +21,7 @@ from trytond.transaction import Transaction
 from trytond.url import HOSTNAME
 
 from . import notification
-from .address import ArgumentError, envelope_from, envelope_to
+from .address import Invalid, envelope_from, envelope_to
 from .incomplete import UNKNOWN, Octets
 from .mime import describe, prepare
 from .recipients import join_lines
@@ -245,7 +245,7 @@ def _envelope(row):
     fault = None
     try:
         from_addr = envelope_from(row.from_addr or '')
-    except ArgumentError:
+    except Invalid:
         from_addr = printable(row.from_addr or '') or UNKNOWN
         fault = 'no_sender'
     valid, wrong = recipients_of(row.to_addrs or '')
@@ -260,13 +260,13 @@ def recipients_of(text):
     "Return the valid addresses of a list, and the others as they are shown"
     try:
         return envelope_to(text), []
-    except ArgumentError:
+    except Invalid:
         pass
     valid, wrong = [], []
     for part in text.split(','):
         try:
             valid += envelope_to(part)
-        except ArgumentError:
+        except Invalid:
             # A single quote would be open up to the next
             if part := printable(part.replace('"', "'")):
                 wrong.append(part)

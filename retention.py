@@ -21,8 +21,8 @@ from trytond.wizard import Button, StateTransition, StateView
 
 from . import preview
 from .access import QueueWizard, check_writable
-from .address import NULL_SENDER, ArgumentError, addresses, on_the_wire
-from .exceptions import EmailQueueError
+from .address import NULL_SENDER, Invalid, addresses, on_the_wire
+from .exceptions import not_an_address
 from .files import purge
 from .recipients import remaining, split_addresses, without
 from .settings import Settings
@@ -106,8 +106,8 @@ class Retention:
         :param address: one email address.
         :return: the numbers of emails, as an :class:`Erased`. Those that are
             busy were with a sender: erase again a few minutes later.
-        :raises EmailQueueError: ``address`` is not one, or the transaction is
-            readonly.
+        :raises ArgumentError: ``address`` is not one.
+        :raises EmailQueueError: the transaction is readonly.
         """
         check_writable()
         address = _Address(address)
@@ -310,10 +310,10 @@ class _Address:
     def __init__(self, text):
         try:
             found = addresses('address', text)
-        except ArgumentError as error:
-            raise _invalid(error.value) from error
+        except Invalid as error:
+            raise not_an_address(error.value) from error
         if len(found) != 1:
-            raise _invalid(text)
+            raise not_an_address(text)
         # In a message its domain can be as SMTP needs it or as it was given
         self.texts = sorted({
                 found[0].lower(), on_the_wire(found[0]).lower(),
@@ -402,12 +402,6 @@ class _Address:
 def _bare(text):
     "Return the address without the name that may be around it"
     return text.rpartition('<')[2].partition('>')[0].strip()
-
-
-def _invalid(value):
-    return EmailQueueError(gettext(
-            'email_queue.msg_address_invalid',
-            argument='address', value=str(value)[:200]))
 
 
 class EraseAddress(QueueWizard):

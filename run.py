@@ -16,7 +16,8 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction
 
 from . import identity, shown, smtp
-from .exceptions import EmailQueueError
+from .exceptions import (
+    ClaimError, EmailQueueError, HoldError, NotSentError, ServerError)
 from .handover import client_for, client_of, hand_over
 from .history import told
 from .known import accepted_since, login_of, recall, retain, suspected_alike
@@ -105,8 +106,9 @@ def _in_trouble(server):
 def run(Model):
     """Send the due emails of ``Model``, of each server that has a free slot.
 
-    :raises EmailQueueError: a server is in trouble or not configured, in words
-        that are the same in every run, or the database looks like a copy.
+    :raises ServerError: a server is in trouble or not configured, in words
+        that are the same in every run.
+    :raises CopyError: the database looks like a copy.
     """
     settings, names = Settings.read(), servers()
     if settings.hold:
@@ -159,9 +161,10 @@ def _missing(Model, names):
             logger.warning("emails wait for the unknown server %s", name)
             store.explain(name, 'no_server')
     return [
-        EmailQueueError(
+        ServerError(
             gettext('email_queue.msg_server_missing', server=name),
-            gettext('email_queue.msg_server_missing_description'))
+            gettext('email_queue.msg_server_missing_description'),
+            server=name)
         for name in missing]
 
 
@@ -292,10 +295,11 @@ def _check_trouble(sender):
 
 def _raise_trouble(server, words):
     _troubled_at[Transaction().database.name, server] = time.monotonic()
-    raise EmailQueueError(
+    raise ServerError(
         gettext('email_queue.msg_server_trouble',
             server=_server_name(server), error=words),
-        gettext('email_queue.msg_server_trouble_description'))
+        gettext('email_queue.msg_server_trouble_description'),
+        server=server, words=words)
 
 
 def _server_name(server):
@@ -337,7 +341,7 @@ def _check_login(store, known):
 
     Each one that is refused brings a server closer to banning this host.
 
-    :raises EmailQueueError: it is too early. A person who runs the job need
+    :raises ServerError: it is too early. A person who runs the job need
         not wait.
     """
     by_hand = Transaction().context.get('email_queue_by_hand')
@@ -358,7 +362,7 @@ def send(email, server=None):
     "Send one record: see EmailQueue.send"
     Model, settings = type(email), Settings.read()
     if settings.hold:
-        raise EmailQueueError(gettext('email_queue.msg_hold'))
+        raise HoldError(gettext('email_queue.msg_hold'))
     _check_copy(settings)
     caller = _Caller()
     with _opened(Model) as store:
@@ -371,13 +375,15 @@ def send(email, server=None):
                 store.slot.give_back()
     forget(Transaction())
     if not row:
-        raise EmailQueueError(gettext(
-                'email_queue.msg_not_claimed', email=email.rec_name))
+        raise ClaimError(
+            gettext('email_queue.msg_not_claimed', email=email.rec_name),
+            email)
     if row.state != 'sent':
         error = shown.outcome(shown.labels(Model), row)
-        raise EmailQueueError(gettext(
-                'email_queue.msg_not_sent',
-                email=email.rec_name, error=error))
+        raise NotSentError(
+            gettext('email_queue.msg_not_sent',
+                email=email.rec_name, error=error),
+            email, row.state, row.reason, row.error)
 
 
 def _send(store, email, settings, server, caller):

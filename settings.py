@@ -11,18 +11,25 @@ from typing import NamedTuple
 import trytond.config as config
 from trytond.i18n import gettext
 
-from .address import addresses
-from .exceptions import EmailQueueError
+from .address import Invalid, addresses
+from .exceptions import SettingError
 
 __all__ = [
-    'Settings', 'at_start', 'full_name', 'named', 'server_uri', 'servers',
-    'text']
+    'InvalidSetting', 'Settings', 'at_start', 'full_name', 'named',
+    'server_uri', 'servers', 'text']
 
 SECTION = 'email_queue'
 URI = 'uri_'
 # Numbers are from this one on where zero makes no sense
 SMALLEST = 1e-3
 TOO_LARGE = 1e9
+
+
+class InvalidSetting(Invalid):
+    "An option whose value makes no sense, before there are words for it"
+
+    def __init__(self, option, text):
+        super().__init__(option, text, 'msg_setting_invalid')
 
 
 def _number(type_, least=SMALLEST):
@@ -111,7 +118,7 @@ class Settings(namedtuple(
         """Return the settings for a server.
 
         :param server: its name, None for the default server.
-        :raises EmailQueueError: an option has a value that makes no sense.
+        :raises SettingError: an option has a value that makes no sense.
         """
         values = {}
         for name, option in OPTIONS.items():
@@ -119,10 +126,11 @@ class Settings(namedtuple(
             try:
                 values[name] = _value(option, text(name, of))
             except ValueError as error:
-                raise EmailQueueError(gettext(
-                        'email_queue.msg_setting_invalid',
-                        argument=full_name(name, of),
-                        value=text(name, of))) from error
+                option, value = full_name(name, of), text(name, of)
+                raise SettingError(
+                    gettext('email_queue.msg_setting_invalid',
+                        argument=option, value=value),
+                    option=option, value=value) from error
         return cls(**values)
 
 

@@ -154,6 +154,10 @@ class Slot:
         self.used_at = time.monotonic()
         return cursor
 
+    def fetch(self, query):
+        "Return the rows of a query of python-sql, which commits"
+        return self.execute(query).fetchall()
+
     def execute_many(self, query, parameters):
         "Execute a query with each of the parameters and return the cursor"
         cursor = self.connection.cursor()
@@ -163,7 +167,7 @@ class Slot:
 
     def holds(self, table):
         "Return the condition of the rows that the sender holds"
-        return (table.state == 'sending') & (table.sender == self.number)
+        return (table.state == 'sending') & (table.slot == self.number)
 
     def beat(self):
         "Show that the sender lives, once a second at most"
@@ -205,6 +209,13 @@ class LockSlot(Slot):
     @property
     def is_lost(self):
         return self._holder is not self.connection or not self._is_ready
+
+    def fetch(self, query):
+        cursor = self.connection.cursor()
+        # As text a message would take twice its size, beside its bytes
+        cursor.execute(*query, binary=True)
+        self.used_at = time.monotonic()
+        return cursor.fetchall()
 
     @property
     def _is_ready(self):

@@ -178,8 +178,8 @@ class Store:
         "Put back what senders held that are dead"
         t = self.Model.__table__()
         numbers = self.execute(t.select(
-                t.sender, where=t.state == 'sending',
-                group_by=t.sender)).fetchall()
+                t.slot, where=t.state == 'sending',
+                group_by=t.slot)).fetchall()
         for number in self.slot.dead(number for number, in numbers):
             self._recover(number)
         self.complete()
@@ -192,7 +192,7 @@ class Store:
             for n in range(1, CRASHES_FAILED))
         failed = crashes >= CRASHES_FAILED
         where = (
-            (t.state == 'sending') & (t.sender == number)
+            (t.state == 'sending') & (t.slot == number)
             & self.slot.is_orphaned(t))
         with self.slot.atomic():
             ids = self._ids(locking(t.select(t.id, where=where)))
@@ -357,13 +357,13 @@ class Store:
     def _take(self, fitting, with_):
         "Give rows to this sender, and return their values"
         table = self.Model.__table__()
-        columns = [table.state, table.sender, table.write_date]
+        columns = [table.state, table.slot, table.write_date]
         values = ['sending', self.slot.number, utc_now()]
         row = [Column(table, name) for name in _columns]
         if self.slot.database.has_returning():
-            return self.execute(table.update(
+            return self.slot.fetch(table.update(
                     columns, values, where=table.id.in_(fitting),
-                    with_=with_, returning=row)).fetchall()
+                    with_=with_, returning=row))
         fitting.with_ = with_
         ids = self._ids(fitting)
         if not ids:
@@ -411,7 +411,7 @@ class Store:
     def _update(self, names, values, ids):
         t = self.Model.__table__()
         return t.update(
-            [Column(t, name) for name in names] + [t.sender, t.write_date],
+            [Column(t, name) for name in names] + [t.slot, t.write_date],
             [*values, None, utc_now()],
             where=self._holding(t, ids))
 
@@ -510,7 +510,7 @@ class Store:
             True: Event('uncertain', reason='not_recorded'),
             False: Event('put_back')}
         for (taken, crashes), ids in groups.items():
-            columns, values = [t.state, t.sender, t.write_date], [
+            columns, values = [t.state, t.slot, t.write_date], [
                 'outbox', None, utc_now()]
             if taken:
                 values[0] = state

@@ -550,7 +550,7 @@ FIGURES = {
                 'MiB', difference, '<=', 40, ' MiB')]),
     'memory-huge': (memory_huge, [Line(
                 "Peak of memory, 25 messages of 20 MB, beside 2 KB",
-                'MiB', difference, '<=', 200, ' MiB')]),
+                'MiB', difference, '<=', 130, ' MiB')]),
     'day': (day, [
             Line("A day in ten parts, the last beside the second: table",
                 'MiB', ratio, '<=', 1.2),

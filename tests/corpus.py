@@ -6,7 +6,7 @@ from email import message_from_bytes
 from email.policy import compat32, default
 from pathlib import Path
 
-from ..address import ArgumentError
+from ..address import Invalid
 from ..mime import prepare
 
 HOST = 'host.example.com'
@@ -108,7 +108,7 @@ def _compare_message(data, policy):
     message = message_from_bytes(data, policy=policy)
     try:
         sent = prepare(message, HOST)
-    except ArgumentError as error:
+    except Invalid as error:
         # RFC 5322 3.6 and RFC 2045 2.7
         if error.reason not in {'msg_message_twice', 'msg_message_nul'}:
             yield str(error)

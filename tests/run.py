@@ -45,8 +45,8 @@ ENGINE = [
 # each is run with both. What a pair of the two could break of its own is in
 # these.
 PAIR = [
-    'test_client', 'test_database', 'test_locale', 'test_module', 'test_queue',
-    'test_scenario', 'test_sender', 'test_store', 'test_upgrade']
+    'test_client', 'test_database', 'test_locale', 'test_module',
+    'test_sender', 'test_store']
 # The emails of other modules, and their own tests with these captured
 MODULES = [
     f'{TESTS}.test_inbound',

@@ -16,7 +16,7 @@ from trytond.tests.test_tryton import DB_NAME
 from trytond.tools.email_ import set_from_header
 
 from .. import behalf, mime, sendmail
-from ..address import ArgumentError
+from ..address import Invalid
 from ..exceptions import EmailQueueError
 from ..sendmail import set_options
 from .smtpd import Server
@@ -124,14 +124,14 @@ class ChosenTestCase(unittest.TestCase):
     def test_not_valid(self):
         for value in ['company-b.example', '@', 'a b@c', '@a@b', ',', '@x y']:
             with self.subTest(value), configured(for_b=value), \
-                    self.assertRaises(ArgumentError) as cm:
+                    self.assertRaises(Invalid) as cm:
                 self.chosen('joe@example.com')
             self.assertEqual(
                 (cm.exception.argument, cm.exception.reason),
                 ('for_b', 'msg_setting_invalid'))
 
     def test_server_is_gone(self):
-        with configured(uri_b=None), self.assertRaises(ArgumentError) as cm:
+        with configured(uri_b=None), self.assertRaises(Invalid) as cm:
             self.chosen('joe@company-b.example')
         self.assertEqual(cm.exception.reason, 'msg_server_unknown')
 
@@ -277,7 +277,7 @@ class RewrittenTestCase(unittest.TestCase):
     def test_not_valid(self):
         for value in ['nobody', 'a@b, c@d', '@company-b.example', 'a@b\nX: y']:
             with self.subTest(value), configured(from_b=value), \
-                    self.assertRaises(ArgumentError) as cm:
+                    self.assertRaises(Invalid) as cm:
                 self.sent(message())
             self.assertEqual(cm.exception.argument, 'from_b')
 

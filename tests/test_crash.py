@@ -67,7 +67,7 @@ class HeldByOthersTestCase(ProcessTestCase):
             pid, = senders.start()
             senders.join(pid)
             self.assertEqual(self.states(), {'sent': count})
-            self.assertLess(senders.memory[pid], 300 * 1024 * 1024)
+            self.assertLess(senders.memory[pid], 230 * 1024 * 1024)
 
 
 class KillTestCase(ProcessTestCase):

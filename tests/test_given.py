@@ -16,7 +16,7 @@ from email.utils import getaddresses, parsedate_to_datetime
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ..address import ArgumentError, addresses, envelope_recipients
+from ..address import Invalid, addresses, envelope_recipients
 from ..mime import describe, prepare
 from ..words import decoded_words
 from .corpus import compare, messages
@@ -146,7 +146,7 @@ class EightBitTestCase(unittest.TestCase):
             for name in ['Subject', 'X-Test', 'To']:
                 message = Message()
                 message[name] = 'a\0b'
-                with self.assertRaises(ArgumentError) as cm:
+                with self.assertRaises(Invalid) as cm:
                     prepare(message, HOST)
                 self.assertEqual(cm.exception.reason, 'msg_message_nul')
 
@@ -347,7 +347,7 @@ class OnceTestCase(unittest.TestCase):
                             data.count(f'\n{name}:'.encode())
                             + data.startswith(f'{name}:'.encode()), 1)
                         continue
-                    with self.assertRaises(ArgumentError) as cm:
+                    with self.assertRaises(Invalid) as cm:
                         prepare(message, HOST)
                     self.assertEqual(cm.exception.reason, 'msg_message_twice')
                     self.assertEqual(cm.exception.value, name)

@@ -268,7 +268,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
         lost, kept = self.queue(), self.queue()
         with self.store(1) as store:
             rows = store.claim(10, 10 ** 9)
-            self.update(lost, sender=4711)
+            self.update(lost, slot=4711)
             with self.assertLogs(
                     'trytond.modules.email_queue.store', 'WARNING'):
                 store.record(list(map(self.failed, rows)))
@@ -306,7 +306,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
         id_ = self.queue()
         for crashes, state in [(0, 'outbox'), (9, 'failed')]:
             self.update(
-                id_, state='sending', sender=4711, crashes=crashes,
+                id_, state='sending', slot=4711, crashes=crashes,
                 write_date=dt.datetime(2026, 1, 1))
             with self.store(1) as store:
                 store.recover()

@@ -8,7 +8,7 @@ from email.policy import compat32, default
 
 from .. import (
     address, behalf, mime, original, preview, recipients, replies, smtp, words)
-from ..address import ArgumentError
+from ..address import Invalid
 from .tools import configured
 
 # Characters, and how often more there are
@@ -81,7 +81,7 @@ def seconds(function, *args):
         start = time.process_time()
         try:
             function(*args)
-        except ArgumentError:
+        except Invalid:
             pass
         took = time.process_time() - start
         best = took if best is None else min(best, took)

@@ -14,8 +14,8 @@ from email.policy import SMTP, compat32, default
 from email.utils import formataddr
 
 from trytond.modules.email_queue.address import (
-    ArgumentError, addresses, envelope_from, envelope_recipients,
-    envelope_sender, envelope_to, options)
+    Invalid, addresses, envelope_from, envelope_recipients, envelope_sender,
+    envelope_to, options)
 from trytond.modules.email_queue.mime import decoded, describe, prepare
 from trytond.modules.email_queue.recipients import split_addresses
 
@@ -57,7 +57,7 @@ class MessageTestCase(unittest.TestCase):
 
     def refused(self, reason, function, *args, argument=None, value=None):
         "Assert that an argument is refused and return the error"
-        with self.assertRaises(ArgumentError) as cm:
+        with self.assertRaises(Invalid) as cm:
             function(*args)
         error = cm.exception
         self.assertEqual(error.reason, f'msg_{reason}')
@@ -220,7 +220,7 @@ class AddressesTestCase(MessageTestCase):
                 try:
                     address, = addresses(
                         'to_addrs', f'john@exam{character}ple.com')
-                except ArgumentError as error:
+                except Invalid as error:
                     self.assertEqual(error.reason, 'msg_address_invalid')
                 else:
                     # IDNA ignores it
@@ -257,7 +257,7 @@ class AddressesTestCase(MessageTestCase):
             with self.subTest(name):
                 try:
                     self.assertEqual(addresses('to_addrs', text), [])
-                except ArgumentError as error:
+                except Invalid as error:
                     self.assertEqual(error.reason, 'msg_address_invalid')
 
     def test_many(self):
@@ -515,7 +515,7 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                 with self.subTest(text=text, message=type(message)):
                     try:
                         found = envelope_recipients(message)
-                    except ArgumentError as error:
+                    except Invalid as error:
                         # Python has lost a part when it was assigned
                         self.assertTrue(message['To'].defects)
                         self.assertEqual(error.reason, 'msg_message_broken')
@@ -532,7 +532,7 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                 with self.subTest(text=text, message=type(message)):
                     try:
                         found = envelope_recipients(message)
-                    except ArgumentError:
+                    except Invalid:
                         continue
                     # Python has put it right when it was assigned
                     self.assertIsInstance(message, EmailMessage)
@@ -584,7 +584,7 @@ class HeaderEnvelopeTestCase(MessageTestCase):
             message = message_from_bytes(
                 'To: jürgen@example.com\n\n'.encode('latin-1'), policy=policy)
             with self.subTest(policy=policy):
-                with self.assertRaises(ArgumentError):
+                with self.assertRaises(Invalid):
                     envelope_recipients(message)
 
     def test_header_object(self):
@@ -636,7 +636,7 @@ class HeaderEnvelopeTestCase(MessageTestCase):
             value="ZeroDivisionError: broken")
         message = Message()
         message['To'] = None
-        with self.assertRaises(ArgumentError):
+        with self.assertRaises(Invalid):
             envelope_recipients(message)
 
 
@@ -1088,7 +1088,7 @@ class PrepareTestCase(MessageTestCase):
                 with self.subTest(value=ascii(value)):
                     try:
                         data = self.prepare(message)
-                    except ArgumentError as error:
+                    except Invalid as error:
                         self.assertEqual(error.reason, 'msg_message_broken')
                     else:
                         names, rest = self.fields(data)

@@ -273,8 +273,9 @@ class UnchangedTestCase(NoticesTestCase):
         "Test an email that is with a sender is left to it"
         self.write(self.id, state='sending')
         before = self.everything()
-        with self.assertRaises(BusyError):
+        with self.assertRaises(BusyError) as raised:
             self.receive(about(JOHN))
+        self.assertEqual(raised.exception.email.id, self.id)
         self.assertEqual(self.everything(), before)
 
     def test_changed_meanwhile(self):

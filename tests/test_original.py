@@ -719,7 +719,7 @@ class IncompleteTestCase(QueueTestCase):
 
     def test_busy(self):
         "Test what a sender has stays as it is"
-        id_ = self.put(state='sending', sender=1, attempts=None)
+        id_ = self.put(state='sending', slot=1, attempts=None)
         with self.transaction():
             Pool().get('email.queue.health').watch()
         self.assertEqual(self.read(id_, 'attempts'), None)

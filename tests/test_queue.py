@@ -120,7 +120,7 @@ class CallerTestCase(DeliveryTestCase):
                     'attempts': 0,
                     'first_attempt': None,
                     'crashes': 0,
-                    'sender': None,
+                    'slot': None,
                     'sent_at': None,
                     'error': None,
                     'state': 'outbox',

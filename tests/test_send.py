@@ -134,7 +134,7 @@ class SendTestCase(QueueTestCase):
         id_ = self.queue()
         self.send_all()
         state, sent_at, attempts, sender = self.read(
-            id_, 'state', 'sent_at', 'attempts', 'sender')
+            id_, 'state', 'sent_at', 'attempts', 'slot')
         self.assertEqual((state, attempts, sender), ('sent', 1, None))
         self.assertTrue(before <= sent_at <= dt.datetime.now())
         self.send_all()
@@ -233,7 +233,7 @@ class SendTestCase(QueueTestCase):
     def test_a_message_that_its_senders_died_with(self):
         killer, good, dead = self.queue(), self.queue(), self.queue()
         self.write(killer, crashes=3)
-        self.write(dead, crashes=9, state='sending', sender=99,
+        self.write(dead, crashes=9, state='sending', slot=99,
             write_date=dt.datetime.now() - dt.timedelta(minutes=5))
         with self.transaction():
             # The ORM does not write the date itself

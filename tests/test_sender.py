@@ -81,7 +81,7 @@ class EndTestCase(QueueTestCase):
         self.assertEqual(
             self.states(), {'sent': sent, 'outbox': count - sent})
         self.assertEqual(
-            set(self.rows('state', 'attempts', 'crashes', 'sender')),
+            set(self.rows('state', 'attempts', 'crashes', 'slot')),
             {('sent', 1, 0, None), ('outbox', 0, 0, None)})
         self.send_all()
         self.assertEqual(self.states(), {'sent': count})
@@ -156,7 +156,7 @@ class EndTestCase(QueueTestCase):
             self.send_all()
         self.assertEqual(len(self.server.received), 0)
         self.assertEqual(
-            set(self.rows('state', 'attempts', 'crashes', 'sender')),
+            set(self.rows('state', 'attempts', 'crashes', 'slot')),
             {('outbox', 0, 0, None)})
 
     @unittest.skipUnless(has_locks, "there one writes at a time")

@@ -273,7 +273,7 @@ class SendByServerTestCase(ServersTestCase):
             cursor = transaction.connection.cursor()
             t = Pool().get('email.queue').__table__()
             cursor.execute(*t.update(
-                    [t.state, t.sender, t.write_date],
+                    [t.state, t.slot, t.write_date],
                     ['sending', number,
                         dt.datetime.now() - dt.timedelta(hours=1)]))
         with configured(uri_marketing=None):

@@ -148,10 +148,10 @@ class DatabaseClockTestCase(StoreTestCase):
 class SlotTestCase(StoreTestCase):
     "Who holds what, and what becomes of what the dead held"
 
-    def sending(self, sender):
+    def sending(self, number):
         id_ = self.queue()
         self.update(
-            id_, state='sending', sender=sender,
+            id_, state='sending', slot=number,
             write_date=dt.datetime.now() - dt.timedelta(hours=1))
         return id_
 
@@ -203,7 +203,7 @@ class SlotTestCase(StoreTestCase):
         mine, living, dead = map(self.sending, [1, 2, 3])
         by_send, by_dead_send = self.sending(-4), self.sending(-5)
         ended = self.queue()
-        self.update(ended, state='sent', sender=3)
+        self.update(ended, state='sent', slot=3)
         with self.store(2), self.store(-4), self.store(1) as store:
             store.recover()
             self.assertEqual(store.slot.number, 1)
@@ -233,15 +233,15 @@ class SlotTestCase(StoreTestCase):
 
     def test_record_what_is_not_mine(self):
         "Test that a sender that was taken for dead changes nothing"
-        for state, sender in [
+        for state, number in [
                 ('sending', 2), ('sending', None), ('outbox', None),
                 ('sent', None), ('cancelled', None), ('failed', None)]:
-            with self.subTest(state, sender=sender):
+            with self.subTest(state, slot=number):
                 self.clear()
                 lost, mine = self.queue(), self.queue()
                 with self.store(1) as store:
                     first, second = store.claim(10, MUCH)
-                    self.update(lost, state=state, sender=sender)
+                    self.update(lost, state=state, slot=number)
                     for row in [
                             first._replace(state='sent'),
                             first._replace(state='outbox', error="later")]:
@@ -250,8 +250,8 @@ class SlotTestCase(StoreTestCase):
                         self.assertIn(str(lost), logs.output[0])
                     store.record([second._replace(state='sent')])
                 self.assertEqual(
-                    self.read(lost, 'state', 'sender', 'error'),
-                    [state, sender, None])
+                    self.read(lost, 'state', 'slot', 'error'),
+                    [state, number, None])
                 self.assertEqual(self.read(mine, 'state'), 'sent')
 
     @unittest.skipUnless(has_locks, "each is a transaction of its own")

@@ -143,7 +143,7 @@ class UpgradeTestCase(QueueTestCase):
         Pool.stop(NAME)
         cls.update(path)
         Pool(NAME).init()
-        cls.updated = cls.read_rows(), cls.read_settings()
+        cls.updated = cls.read_rows('slot'), cls.read_settings()
 
     @classmethod
     @contextmanager
@@ -193,11 +193,16 @@ class UpgradeTestCase(QueueTestCase):
         return cls.read_settings()
 
     @classmethod
-    def read_rows(cls):
+    def read_rows(cls, slot='sender'):
+        """Return the values of all rows.
+
+        :param slot: what the column is called that was renamed.
+        """
         t = Table('email_queue')
+        names = [slot if n == 'sender' else n for n in [*COMMON, 'state']]
         with cls.previous() as cursor:
             cursor.execute(*t.select(
-                    t.id, *(getattr(t, n) for n in [*COMMON, 'state']),
+                    t.id, *(getattr(t, n) for n in names),
                     order_by=t.id))
             return [
                 tuple(bytes(v) if isinstance(v, memoryview) else v
@@ -288,7 +293,7 @@ class UpgradeTestCase(QueueTestCase):
         self.assertEqual(len(self.server.received), 3)
         self.assertEqual(
             {mail.data for mail in self.server.received}, {COMMON['msg']})
-        states = [row[-1] for row in self.read_rows()]
+        states = [row[-1] for row in self.read_rows('slot')]
         self.assertEqual(states, [
                 'sent', 'outbox', 'sent', 'sent', 'sent', 'failed',
                 'cancelled'])
