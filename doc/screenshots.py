@@ -170,18 +170,20 @@ WEB = [
     (web_graph, 'graph', (1000, 520)),
     (web_document, 'document', (1000, 640)),
     (web_notification, 'notification', (1000, 400)),
-    (web_wizard, 'wizard', (1000, 640)),
     ]
 DESKTOP = [
     (desktop_list, 'desktop-list', SIZE),
-    (desktop_form, 'desktop-form', SIZE),
     (desktop_message, 'desktop-message', SIZE),
     (desktop_graph, 'desktop-graph', SIZE),
     (desktop_wizard, 'desktop-wizard', SIZE),
     ]
 # Only to be looked at
-MORE_WEB = [(web_hours, 'hours', SIZE)]
+MORE_WEB = [
+    (web_hours, 'hours', SIZE),
+    (web_wizard, 'wizard', (1000, 640)),
+    ]
 MORE_DESKTOP = [
+    (desktop_form, 'desktop-form', SIZE),
     (desktop_attention, 'desktop-attention', SIZE),
     (desktop_other, 'desktop-other', SIZE),
     (desktop_history, 'desktop-history', SIZE),
