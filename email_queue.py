@@ -395,6 +395,9 @@ class EmailQueue(
                 Index(
                     t, (t.queue_id, Index.Equality()),
                     where=t.queue_id.like(notices.SES_ID)),
+                Index(
+                    t, (t.id, Index.Range()),
+                    where=t.queue_id.like(notices.SES_IDS)),
                 # A search by the ORM
                 Index(t, (Coalesce(t.message_id, ''), Index.Equality())),
                 Index(

@@ -215,6 +215,32 @@ class BouncedTestCase(NoticesTestCase):
         data = data.replace(b'rcpt-550', b'x-550')
         self.assertEqual(self.receive(data), ([id_], [id_]))
 
+    def test_ses_in_several_transactions(self):
+        "Test each has an id, of which any can be that of a notice"
+        dead = DEAD.replace('rcpt-550', 'x-550')
+        queue_id = SES_ID.partition('@')[0].strip('<')
+        others = [queue_id.replace('aaaa', c * 4) for c in 'bc']
+        data = (NOTICES / 'ses.eml').read_bytes().replace(
+            b'rcpt-550', b'x-550')
+        for ids in [
+                [queue_id, *others], [others[0], queue_id, others[1]],
+                [*others, queue_id]]:
+            with self.subTest(ids=ids):
+                self.clear()
+                answers = iter([f'250 Ok {i}' for i in ids])
+                self.server.script = lambda session, step: (
+                    next(answers) if step == 'dot' else None)
+                self.addCleanup(setattr, self.server, 'script', {})
+                with configured(recipients=1, connections=1):
+                    id_ = self.queue_sent([JANE, JOHN, dead])
+                self.assertEqual(self.read(id_, 'queue_id'), '\n'.join(ids))
+                self.assertEqual(self.receive(data), ([id_], [id_]))
+                self.assertEqual(
+                    self.read(id_, 'accepted'), f'{JANE}\n{JOHN}')
+                other = data.replace(queue_id.encode(), others[0].replace(
+                        'bbbb', 'dddd').encode())
+                self.assertEqual(self.receive(other), ([], []))
+
 
 class UnchangedTestCase(NoticesTestCase):
     "Test the notices that change nothing"
