@@ -5,13 +5,13 @@
 
     drain.py DATABASE send_all|scheduler|clean|tasks [SINCE]
 
-SINCE is the monotonic time before which an email was sent that "clean"
-deletes. Without, the configuration says how old an email becomes.
-It says "ready", waits for a line, and prints what it did as JSON: when it
-started and ended, when how many had been recorded, its peak of memory, and
-the seconds of each task of a worker.
-Like a process that is up for some time it has seen the queue before, so the
-queue must be empty when it starts, except for the scheduler.
+With SINCE, a monotonic time, "clean" deletes the emails that were sent before.
+It says "ready", waits for a line, and prints its results as JSON: when
+it started and ended, when how many emails had been recorded, its peak of
+memory, and the seconds of each task of a worker.
+It sends once before it is ready, so that its caches are as full as those of a
+process that is up for some time. So the queue must be empty at the start,
+except for the scheduler.
 """
 import json
 import re
