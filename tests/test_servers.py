@@ -52,7 +52,8 @@ class ServersTestCase(QueueTestCase):
 
     def drains(self):
         return [
-            t for t in threading.enumerate() if isinstance(t, run._Drain)]
+            t for t in threading.enumerate()
+            if isinstance(t, run._ServerThread)]
 
     def recipients(self, server):
         return [a for m in list(server.received) for a in m.to_addrs]
@@ -193,7 +194,7 @@ class OwnSettingsTestCase(ServersTestCase):
 
     def test_default_only(self):
         with configured(uri_marketing=None), \
-                patch.object(run, '_Drain', side_effect=AssertionError):
+                patch.object(run, '_ServerThread', side_effect=AssertionError):
             id_ = self.queue()
             self.send_all()
         self.assertEqual(self.read(id_, 'state'), 'sent')
@@ -337,7 +338,7 @@ class ServersTroubleTestCase(ServersTestCase):
 
     def test_task_spares_who_was_in_trouble(self):
         self.queue(server='marketing')
-        with patch.object(run, '_drain', wraps=run._drain) as drain:
+        with patch.object(run, '_send_due', wraps=run._send_due) as drain:
             for i in range(3):
                 self.queue(server='news')
                 with self.transaction():
@@ -418,7 +419,7 @@ class HangTestCase(ServersTestCase):
             raise Interrupt
 
         with configured(run_time=50, rate_marketing=600), \
-                patch.object(run._Drain, 'join', join), \
+                patch.object(run._ServerThread, 'join', join), \
                 self.assertRaises(Interrupt):
             self.send_all()
         for drain in self.drains():
