@@ -38,7 +38,7 @@ class Activity(ModelSQL, ModelView):
     @classmethod
     def __setup__(cls):
         super().__setup__()
-        cls._order.insert(0, ('ago', 'DESC'))
+        cls._order.insert(0, ('ago', 'ASC'))
 
     @classmethod
     def table_query(cls):
@@ -67,7 +67,7 @@ class Activity(ModelSQL, ModelView):
         last = int((now - EPOCH).total_seconds()) // seconds
         for ago in range(cls._count):
             id_ = last - ago
-            yield id_, -ago, EPOCH + id_ * cls._length
+            yield id_, ago, EPOCH + id_ * cls._length
 
     @classmethod
     def _emails(cls, now):
@@ -108,12 +108,13 @@ class ActivityHour(Activity):
     __name__ = 'email.queue.activity.hour'
 
     ago = fields.Integer(
-        "Hours", help="How many hours ago: -1 is the hour before this one.")
+        "Hours Ago", help="0 is this hour, 1 the one before it.")
     time = fields.DateTime("Time", format='%H:%M')
 
     _period = 'hour'
     _length = dt.timedelta(hours=1)
-    _count = 49
+    # The labels of more would not fit side by side in either client
+    _count = 24
 
     @classmethod
     def _period_column(cls, period):
@@ -123,13 +124,13 @@ class ActivityHour(Activity):
 class ActivityDay(Activity):
     __name__ = 'email.queue.activity.day'
 
-    ago = fields.Integer("Days", help="How many days ago: -1 is yesterday.")
+    ago = fields.Integer("Days Ago", help="0 is today, 1 yesterday.")
     date = fields.Date("Date", help="The day in UTC.")
 
     _period = 'day'
     _length = dt.timedelta(days=1)
-    # More labels would not fit on the screen
-    _count = 42
+    # As long as sent emails are kept by default
+    _count = 30
 
     @classmethod
     def _period_column(cls, period):

@@ -112,17 +112,17 @@ class EmailQueue(
             states={
                 'invisible': ~Eval('content'),
                 },
-            help="Why the message is not there: "
-            "one that is sensitive is hidden, and removed when it is sent; "
-            "the others are removed some days after.\n"
-            "An email without message can not be sent again."),
+            help="Why the message is not available: sensitive messages are "
+            "hidden, and removed once they are sent; others are removed some "
+            "days after sending.\n"
+            "Without its message an email cannot be sent again."),
         'get_content')
     sensitive = fields.Boolean(
         "Sensitive", readonly=True,
         states={
             'invisible': ~Eval('sensitive'),
             },
-        help="The message is hidden, and removed when it is sent.")
+        help="The message is hidden, and removed once it is sent.")
     filename = fields.Function(fields.Char("File Name"), 'get_filename')
     headers = fields.Function(
         fields.Text("Headers"), 'get_contents')
@@ -186,8 +186,8 @@ class EmailQueue(
         states={
             'invisible': ~Eval('key'),
             },
-        help="What the program that has queued the email calls it, so that "
-        "it queues it once.")
+        help="The name that the queueing program has given the email, so that "
+        "the email is queued only once.")
     priority = fields.Selection([
             (PRIORITIES['urgent'], "Urgent"),
             (PRIORITIES['normal'], "Normal"),
@@ -201,17 +201,17 @@ class EmailQueue(
         states={
             'invisible': ~Eval('server'),
             },
-        help="The name in the configuration of the server that sends the "
-        "email. Without, it is the default one.")
+        help="The configured name of the server that sends the email. Empty "
+        "for the default server.")
     scheduled_at = fields.Timestamp(
         "Due at", required=True, readonly=True,
-        help="The email is not sent before.")
+        help="The email is not sent before this time.")
     expires_at = fields.Timestamp(
         "Expires at", readonly=True,
         states={
             'invisible': ~Eval('expires_at'),
             },
-        help="The email is not sent after.")
+        help="The email fails if it could not be sent by this time.")
     accepted = fields.Text(
         "Accepted", readonly=True,
         states={
@@ -230,11 +230,11 @@ class EmailQueue(
             states={
                 'invisible': ~Eval('waiting'),
                 },
-            help="The recipients that the email has still to go to."),
+            help="The recipients to whom the email has still to be sent."),
         'get_waiting')
     attempts = fields.Integer(
         "Attempts", required=True, readonly=True,
-        help="How often the server has decided on the email.")
+        help="How many times the server has accepted or refused the email.")
     first_attempt = fields.Timestamp(
         "First Attempt", readonly=True,
         states={
@@ -282,8 +282,8 @@ class EmailQueue(
         states={
             'invisible': ~Eval('error'),
             },
-        help="The last answer of the server that was not good, "
-        "or what a program said that could not queue the email.")
+        help="The last negative answer of the server, or why a program could "
+        "not queue the email.")
     queue_id = fields.Text(
         "Queue ID", readonly=True,
         states={
@@ -302,14 +302,14 @@ class EmailQueue(
         states={
             'invisible': ~Eval('again_of'),
             },
-        help="The email that was sent again by this one.")
+        help="The email that this email sends again.")
     again = fields.Function(
         fields.Many2Many(
             'email.queue', None, None, "Sent Again", readonly=True,
             states={
                 'invisible': ~Eval('again'),
                 },
-            help="The emails that have sent this one again."),
+            help="The emails that send this email again."),
         'get_again')
     events = fields.One2Many(
         'email.queue.event', 'email', "History", readonly=True,
@@ -395,6 +395,9 @@ class EmailQueue(
                 Index(
                     t, (t.queue_id, Index.Equality()),
                     where=t.queue_id.like(notices.SES_ID)),
+                Index(
+                    t, (t.id, Index.Range()),
+                    where=t.queue_id.like(notices.SES_IDS)),
                 # A search by the ORM
                 Index(t, (Coalesce(t.message_id, ''), Index.Equality())),
                 Index(

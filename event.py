@@ -12,7 +12,7 @@ from trytond.pool import Pool
 from trytond.tools import escape_wildcard
 from trytond.transaction import Transaction, without_check_access
 
-from .reasons import REASONS
+from .reasons import REASONS, convert_events
 from .tools import forget, moment
 
 TEXTS = ['recipients', 'words']
@@ -59,6 +59,11 @@ class Event(ModelSQL, ModelView):
         # In 8.2 administrators pass every access right of the model
         for name in ['create', 'write', 'copy', 'delete', 'import_data']:
             cls.__rpc__.pop(name, None)
+
+    @classmethod
+    def __register__(cls, module):
+        super().__register__(module)
+        convert_events(cls)
 
     def get_rec_name(self, name):
         return f'{self.email.rec_name} {self.at}'

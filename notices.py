@@ -31,8 +31,10 @@ logger = logging.getLogger(__name__)
 
 # So that no flood of notices makes a history without end
 EVENTS = 100
-# The form of the ids of Amazon SES, which writes a Message-ID of its own
+# The form of the ids of Amazon SES, which writes a Message-ID of its own. An
+# email that went in several SMTP transactions has an id for each, one a line.
 SES_ID = '%-000000'
+SES_IDS = f'%\n{SES_ID}'
 # What a program that a mail server calls exits with (sysexits.h)
 EX_OK, EX_DATAERR, EX_NOUSER, EX_TEMPFAIL = 0, 65, 67, 75
 
@@ -152,7 +154,10 @@ class Notices:
         t = cls.__table__()
         where = t.message_id == notice.message_id
         if match := _ses_message_id.fullmatch(notice.message_id):
+            # Each of the two has an index of its own
             where |= (t.queue_id == match[1]) & t.queue_id.like(SES_ID)
+            where |= (
+                t.queue_id.like(f'%{match[1]}%') & t.queue_id.like(SES_IDS))
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.select(
                 *(Column(t, name) for name in _Email._fields), where=where))

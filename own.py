@@ -95,7 +95,7 @@ class OwnEmail(Titled, Told, _Own):
         'get_outcome', searcher='search_outcome')
     error = fields.Text(
         "Error", readonly=True, states=_shown_if('error'),
-        help="The last answer of the server that was not good.")
+        help="The last negative answer of the server.")
     state = fields.Selection(
         EmailQueue.state.selection, "State", readonly=True, sort=False)
     events = fields.One2Many(

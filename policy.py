@@ -93,9 +93,12 @@ def _given_back(row, now):
 def _complete(row, outcome, now):
     "Accepted or refused for each recipient"
     if row.refused:
-        # Those of an earlier attempt were refused by the server
         reason = 'refused'
-        if len(split_lines(row.refused)) == len(outcome.refused):
+        if row.bounced_at and not outcome.refused:
+            # While the email still had to go to other recipients
+            reason = 'bounced'
+        elif len(split_lines(row.refused)) == len(outcome.refused):
+            # None of them was refused in an earlier attempt
             reason = reason_of(outcome.reasons, outcome.refused, reason)
         return _failed(row, reason)
     if not split_addresses(row.to_addrs):

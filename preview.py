@@ -308,10 +308,15 @@ def _rich_line(runs):
             merged[-1][1] += words
         elif words:
             merged.append([style, words])
+    merged = [run for run in merged if run[1]]
     if not any(words.strip() for _, words in merged):
         return ''
+    merged[0][1] = merged[0][1].lstrip()
+    merged[-1][1] = merged[-1][1].rstrip()
     markup = ''
     for style, words in merged:
+        if not words:
+            continue
         words = escape(with_domains(words), quote=False)
         markup += f'<{style}>{words}</{style}>' if style else words
     return markup

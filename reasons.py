@@ -16,7 +16,8 @@ from trytond.transaction import Transaction
 from .recipients import (
     account, answer_lines, answers, join_lines, split_addresses, split_lines)
 
-__all__ = ['REASONS', 'convert', 'converted', 'reason_of']
+__all__ = [
+    'REASONS', 'convert', 'convert_events', 'converted', 'reason_of']
 
 # The labels begin a sentence that the words of the server may end
 REASONS = [
@@ -50,6 +51,7 @@ REASONS = [
     ('waited', "Waited for long before the update"),
     ('failed_before', "Failed before the update"),
     ]
+DECIDED = {reason for reason, _ in REASONS} - {None, 'refused', 'not_queued'}
 # How many rows are converted together
 BATCH = 1000
 
@@ -153,6 +155,25 @@ def convert(Model):
             for row in rows]
         cursor.executemany(str(queries[0]), [q.params for q in queries])
         last = rows[-1].id
+
+
+def convert_events(Event):
+    "Do the same with what the history says of emails that were given up"
+    t = Event.__table__()
+    cursor = Transaction().connection.cursor()
+    cursor.execute(*t.select(
+            t.id, t.recipients, t.words,
+            where=(t.reason == Null) & (t.words != Null)
+            & ((t.kind == 'gave_up')
+                | (t.words.like('% could not be recorded: %')))))
+    for id_, recipients, words in cursor.fetchall():
+        new = converted(Old(
+                id_, 'failed', None, ', '.join(split_lines(recipients)), None,
+                None, words, None, None, None, None))
+        # What the text does not say is said by the kind
+        reason = new.reason if new.reason in DECIDED else 'gave_up'
+        cursor.execute(*t.update(
+                [t.reason, t.words], [reason, new.error], where=t.id == id_))
 
 
 def converted(row):

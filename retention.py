@@ -440,9 +440,8 @@ class EraseAddress(QueueWizard):
             for name in Erased._fields}
         return {
             'address': self.start.address,
-            'summary': '\n'.join([
-                    gettext('email_queue.msg_erase_count', **numbers),
-                    gettext('email_queue.msg_erase_final')]),
+            'summary': gettext('email_queue.msg_erase_count', **numbers),
+            'warning': gettext('email_queue.msg_erase_final'),
             **numbers,
             }
 
@@ -473,7 +472,8 @@ class EraseAddressConfirm(ModelView):
     __name__ = 'email.queue.erase_address.confirm'
 
     address = fields.Char("Address", readonly=True)
-    summary = fields.Text("Summary", readonly=True)
+    summary = fields.Char("Summary", readonly=True)
+    warning = fields.Char("Warning", readonly=True)
     deleted = fields.Integer("Deleted", readonly=True)
     changed = fields.Integer("Changed", readonly=True)
     busy = fields.Integer("Busy", readonly=True)

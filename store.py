@@ -75,6 +75,7 @@ class Row(NamedTuple):
     queue_id: str = None
     own_priority: str = None
     reason: str = None
+    bounced_at: dt.datetime = None
     # What is told in the history, and the recipients that are not tried, each
     # with the reason: no columns of the table
     events: tuple = ()

@@ -12,8 +12,10 @@ import polib
 from trytond.pool import Pool
 from trytond.tests.test_tryton import activate_module, with_transaction
 
-__all__ = ['LOCALE', 'key', 'template']
+__all__ = ['LOCALE', 'MODULES', 'key', 'template']
 
+# With those that the module adds fields to where they are there
+MODULES = ['email_queue', 'inbound_email', 'party', 'web_user']
 LOCALE = Path(__file__).resolve().parent.parent / 'locale'
 
 
@@ -57,6 +59,6 @@ def update(path):
 
 
 if __name__ == '__main__':
-    activate_module('email_queue')
+    activate_module(MODULES)
     for path in sorted(LOCALE.glob('*.po')):
         update(path)

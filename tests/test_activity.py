@@ -17,8 +17,8 @@ MODELS = {
     }
 # The time of a period, how many there are, and how long each is
 PERIODS = {
-    'email.queue.activity.hour': ('time', 49, HOUR),
-    'email.queue.activity.day': ('date', 42, DAY),
+    'email.queue.activity.hour': ('time', 24, HOUR),
+    'email.queue.activity.day': ('date', 30, DAY),
     }
 
 
@@ -56,17 +56,17 @@ class ActivityTestCase(RPCTestCase):
 
     def test_periods(self):
         "Test each email is in the period of what has become of it"
+        old, waiting = NOW - 400 * DAY, NOW - 23 * HOUR
         self.put('sent', NOW, 2, queued=NOW - DAY)
         self.put('sent', NOW - HOUR)
         self.put('failed', NOW - HOUR, queued=NOW - 3 * DAY)
-        self.put('outbox', NOW - 2 * DAY)
-        self.put('sending', NOW - 2 * DAY + HOUR / 4)
+        self.put('outbox', waiting)
+        self.put('sending', waiting + HOUR / 4)
         self.put('cancelled', NOW)
         self.put('sent', NOW - 8 * DAY)
         self.put('failed', NOW - 8 * DAY)
         self.put('outbox', NOW - 400 * DAY)
         self.put('sent', NOW - 400 * DAY)
-        old, waiting = NOW - 400 * DAY, NOW - 2 * DAY
 
         def hour(at):
             return at.replace(minute=0)
@@ -85,8 +85,9 @@ class ActivityTestCase(RPCTestCase):
             days[at.date()][1] += failed
         expected = {
             **{day: (*numbers, 0, None) for day, numbers in days.items()},
-            waiting.date(): (0, 0, 2, waiting),
-            (NOW - 41 * DAY).date(): (0, 0, 1, old),
+            waiting.date(): (
+                *days[waiting.date()], 2, waiting),
+            (NOW - 29 * DAY).date(): (0, 0, 1, old),
             }
         self.assertEqual(
             {row[0]: row[1:]
@@ -102,7 +103,7 @@ class ActivityTestCase(RPCTestCase):
                     [name, 'ago', 'sent', 'failed', 'waiting'])
                 self.assertEqual(
                     [row['ago'] for row in rows],
-                    [-ago for ago in range(count)])
+                    list(range(count)))
                 self.assertEqual(
                     {rows[n][name] - rows[n + 1][name]
                         for n in range(count - 1)}, {length})

@@ -514,7 +514,7 @@ class WebClientTestCase(RPCTestCase):
                 'create_date', 'create_uid', 'resource', 'outcome', 'error',
                 'server', 'uncertain', 'sent_at', 'sent_or_due', 'expires_at',
                 'bounced_at', 'suspect_since', 'scheduled_at', 'priority',
-                'attempts', 'size'},
+                'attempts', 'size', 'reason'},
             view['fields'].keys())
         for name in view['fields'].keys() - {'to_count'}:
             with self.subTest(field=name):

@@ -296,6 +296,9 @@ class HTMLTestCase(unittest.TestCase):
                 ("a<br>b", "<div>a</div><div>b</div>"),
                 ("<p>a</p><p>b</p>",
                     "<div>a</div><div><br></div><div>b</div>"),
+                ("a<br>\n <b>b</b> <br> <i> </i> c",
+                    "<div>a</div><div><b>b</b></div>"
+                    "<div><i> </i> c</div>"),
                 ("<h1>a</h1>b", "<div><b>a</b></div><div><br></div>"
                     "<div>b</div>"),
                 ("a <strong>b</strong> <em>c</em> <u>d</u>",

@@ -56,6 +56,7 @@ TITLE = re.compile(r'^(.*\S)\n([#*=~^"-])\2+$', re.M)
 REFERENCE = re.compile(
     r'(?<![`:\w])`(?!`)(?:[^`<]+<)?([^`<>]+)>?`(?P<named>_?)(?!`)')
 DOC_ROLE = re.compile(r':doc:`(?:[^`<]+<)?([^`<>]+)>?`')
+IMAGE = re.compile(r'^\.\. image:: (\S+)(?:\n +:alt: (.+))?', re.M)
 MENU_ROLE = re.compile(
     r':menuselection:`([^`]+)`|\*(Administration > [^*]+)\*')
 TOCTREE = re.compile(r'^\.\. toctree::\n((?:\n| +.*\n?)+)', re.M)
@@ -383,6 +384,18 @@ one     eight
                 with self.subTest(page=path.name, doc=page):
                     self.assertTrue((path.parent / f'{page}.rst').exists())
         self.assertGreater(found, 100)
+
+    def test_images(self):
+        "Test each picture is there, is shown, and is said in words"
+        shown = set()
+        for path in pages():
+            for image, alt in IMAGE.findall(path.read_text('utf-8')):
+                with self.subTest(page=path.name, image=image):
+                    image = (path.parent / image).resolve()
+                    self.assertTrue(image.exists())
+                    self.assertTrue(alt)
+                    shown.add(image)
+        self.assertEqual(shown, set((DOC / 'images').resolve().iterdir()))
 
     def test_toctree(self):
         "Test each page is named once where its folder is listed, by its name"

@@ -8,7 +8,7 @@ import polib
 from trytond.tests.test_tryton import (
     TestCase, activate_module, with_transaction)
 
-from .catalogue import LOCALE, key, template
+from .catalogue import LOCALE, MODULES, key, template
 
 PLACEHOLDER = re.compile(r'%(?:\(\w+\))?[a-z%]')
 
@@ -19,7 +19,7 @@ class LocaleTestCase(TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        activate_module('email_queue')
+        activate_module(MODULES)
 
     @with_transaction()
     def test_catalogues(self):
@@ -34,6 +34,16 @@ class LocaleTestCase(TestCase):
                 self.assertEqual(catalogue.untranslated_entries(), [])
                 self.assertEqual(catalogue.fuzzy_entries(), [])
                 self.assertEqual(catalogue.obsolete_entries(), [])
+
+    @with_transaction()
+    def test_other_modules(self):
+        "Test what the models of other modules gain is in the catalogues"
+        contexts = {entry.msgctxt for entry in template()}
+        self.assertLessEqual({
+                'field:party.contact_mechanism,dead_since:',
+                'help:party.contact_mechanism,dead_since:',
+                'selection:inbound.email.rule,action:',
+                }, contexts)
 
     def test_placeholders(self):
         "Test the translations have the placeholders of the original"

@@ -69,6 +69,9 @@ class BouncedTestCase(NoticesTestCase):
         id_ = self.queue_sent()
         before = dt.datetime.now() - dt.timedelta(seconds=2)
         self.assertEqual(self.receive(about(JOHN)), ([id_], [id_]))
+        self.assertEqual(self.read(id_, 'reason', 'outcome'), [
+                'bounced', "Came back, delivered to 2 of 3 recipients: "
+                f"{JOHN} {UNKNOWN}"])
         self.assertEqual(self.read(id_, *NAMES), [
                 'failed', f'{JANE}\n{JOE}', f'{JOHN} {UNKNOWN}',
                 f'{JOHN} {UNKNOWN}'])
@@ -138,9 +141,8 @@ class BouncedTestCase(NoticesTestCase):
         self.write(id_, scheduled_at=dt.datetime(2026, 1, 1))
         self.send_all()
         self.assertEqual(
-            self.read(id_, 'state', 'error'), [
-                'failed',
-                f'{JOHN} {UNKNOWN}'])
+            self.read(id_, 'state', 'reason', 'error'), [
+                'failed', 'bounced', f'{JOHN} {UNKNOWN}'])
 
     def test_delayed(self):
         "Test a notice of a delay is told once and changes nothing else"
@@ -214,6 +216,32 @@ class BouncedTestCase(NoticesTestCase):
         data = (NOTICES / 'ses.eml').read_bytes()
         data = data.replace(b'rcpt-550', b'x-550')
         self.assertEqual(self.receive(data), ([id_], [id_]))
+
+    def test_ses_in_several_transactions(self):
+        "Test each has an id, of which any can be that of a notice"
+        dead = DEAD.replace('rcpt-550', 'x-550')
+        queue_id = SES_ID.partition('@')[0].strip('<')
+        others = [queue_id.replace('aaaa', c * 4) for c in 'bc']
+        data = (NOTICES / 'ses.eml').read_bytes().replace(
+            b'rcpt-550', b'x-550')
+        for ids in [
+                [queue_id, *others], [others[0], queue_id, others[1]],
+                [*others, queue_id]]:
+            with self.subTest(ids=ids):
+                self.clear()
+                answers = iter([f'250 Ok {i}' for i in ids])
+                self.server.script = lambda session, step: (
+                    next(answers) if step == 'dot' else None)
+                self.addCleanup(setattr, self.server, 'script', {})
+                with configured(recipients=1, connections=1):
+                    id_ = self.queue_sent([JANE, JOHN, dead])
+                self.assertEqual(self.read(id_, 'queue_id'), '\n'.join(ids))
+                self.assertEqual(self.receive(data), ([id_], [id_]))
+                self.assertEqual(
+                    self.read(id_, 'accepted'), f'{JANE}\n{JOHN}')
+                other = data.replace(queue_id.encode(), others[0].replace(
+                        'bbbb', 'dddd').encode())
+                self.assertEqual(self.receive(other), ([], []))
 
 
 class UnchangedTestCase(NoticesTestCase):
@@ -483,7 +511,15 @@ class ScriptTestCase(NoticesTestCase):
         "Test a real Postfix bounces one of three recipients"
         with postfix.Postfix(self.server.port) as relay, \
                 configured('email', uri=relay.uri):
-            id_ = self.queue_sent([JANE, DEAD, JOE])
+            with self.transaction(1):
+                pool = Pool()
+                email, = pool.get('email.queue').queue_mail(
+                    'shop@example.com', [JANE, DEAD, JOE], MESSAGE)
+                id_ = email.id
+                pool.get('ir.email')(
+                    recipients=JANE, message_id=email.message_id,
+                    subject="Invoice", resource='res.user,1').save()
+            self.send_all()
             self.assertEqual(self.read(id_, 'state'), 'sent')
             queue_id = self.read(id_, 'queue_id')
             started = time.monotonic()
@@ -498,6 +534,12 @@ class ScriptTestCase(NoticesTestCase):
         self.assertEqual(self.read(id_, *NAMES), [
                 'failed', f'{JANE}\n{JOE}', f'{DEAD} {UNKNOWN}',
                 f'{DEAD} {UNKNOWN}'])
+        with self.transaction(readonly=True):
+            archived, = Pool().get('ir.email').search(
+                [('message_id', '=', self.read(id_, 'message_id'))])
+            self.assertEqual(archived.delivery, 'failed')
+            self.assertTrue(Pool().get('res.notification').search(
+                    [('user', '=', 1), ('records', '=', f'[{id_}]')]))
 
 
 del QueueTestCase, RPCTestCase

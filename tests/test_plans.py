@@ -22,6 +22,7 @@ from trytond.tests.test_tryton import DB_NAME
 from ..exceptions import EmailQueueError
 from ..retention import BATCH
 from ..slot import LockSlot
+from .test_bounce import NOTICES
 from .tools import QueueTestCase, configured
 
 SECONDS = 60
@@ -139,6 +140,8 @@ class PlansTestCase(QueueTestCase):
             watched = len(statements)
             with self.transaction():
                 Pool().get('email.queue').clean()
+                Pool().get('email.queue').receive_notice(
+                    (NOTICES / 'ses.eml').read_bytes())
         self.assertLess(10, sent)
         self.assertLess(sent, watched)
         self.assertLess(watched, len(statements))

@@ -117,6 +117,19 @@ AFTER = {
         Outcome([C]), {},
         {'state': 'failed', 'attempts': 2, 'accepted': f'{A}\n{C}',
             'reason': 'refused', 'error': f"{B} 550 no"}),
+    "bounced before the last accepted": (
+        {'accepted': A, 'refused': f'{B} 550 no', 'bounced_at': NOW,
+            'first_attempt': at(hours=-1)},
+        Outcome([C]), {},
+        {'state': 'failed', 'attempts': 1, 'accepted': f'{A}\n{C}',
+            'reason': 'bounced', 'error': f"{B} 550 no"}),
+    "bounced before the last refused": (
+        {'accepted': A, 'refused': f'{B} 550 no', 'bounced_at': NOW,
+            'first_attempt': at(hours=-1)},
+        Outcome(refused={C: '551 no'}), {},
+        {'state': 'failed', 'attempts': 1,
+            'refused': f'{B} 550 no\n{C} 551 no', 'reason': 'refused',
+            'error': f"{B} 550 no\n{C} 551 no"}),
     "no recipient": (
         {'to': []}, Outcome(), {},
         {'state': 'failed', 'reason': 'no_recipient'}),

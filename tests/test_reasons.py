@@ -1,10 +1,12 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Why an email is not sent: as data, and as a sentence."""
+"""The texts of before that are reasons now."""
+import datetime as dt
 import unittest
 
 from trytond.modules.email_queue.reasons import (
-    REASONS, Old, convert, converted)
+    REASONS, Old, convert, convert_events, converted)
+from trytond.modules.email_queue.tools import forget
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
@@ -141,8 +143,40 @@ class BeforeTestCase(unittest.TestCase):
                 self.assertEqual(again[1:], new[1:])
 
 
+# The recipients and words of an event of before, its reason and words now
+EVENTS = [
+    ('gave_up', A, "expired", 'expired', None),
+    ('gave_up', A, "gave up: 451 later", 'gave_up', "451 later"),
+    ('gave_up', C, f"delivered to 2 of 3 recipients\ngave up\n{C} 451 later",
+        'gave_up', f"{C} 451 later"),
+    ('gave_up', A, "550 no", 'gave_up', "550 no"),
+    ('uncertain', None, "the outcome could not be recorded: the message may "
+        "have arrived", 'not_recorded', None),
+    ('uncertain', A, "timed out", None, "timed out"),
+    ('refused', A, "550 no", None, "550 no"),
+    ]
+
+
 class ConvertTestCase(QueueTestCase):
     "Test the rows of a table"
+
+    def test_events(self):
+        id_ = self.queue()
+        with self.transaction():
+            Event = Pool().get('email.queue.event')
+            events = Event.create([{
+                        'email': id_, 'at': dt.datetime(2026, 11, 27),
+                        'kind': kind, 'recipients': recipients,
+                        'words': words} for kind, recipients, words, *_
+                    in EVENTS])
+            for _ in range(2):
+                convert_events(Event)
+            forget(Transaction())
+            for event, (*_, words, reason, new) in zip(events, EVENTS):
+                with self.subTest(words):
+                    event = Event(event.id)
+                    self.assertEqual(
+                        (event.reason, event.words), (reason, new))
 
     def test_table(self):
         ids = [self.queue() for _ in BEFORE]
@@ -170,21 +204,3 @@ class ConvertTestCase(QueueTestCase):
         with self.transaction():
             convert(Pool().get('email.queue'))
         self.assertEqual(self.rows('reason', 'error', 'refused'), found)
-
-
-class LabelTestCase(QueueTestCase):
-    "Test the reasons in the languages of users"
-
-    def test_one_by_one(self):
-        "Test no two reasons are shown alike"
-        for language in ['en', 'de', 'fr', 'es']:
-            with self.subTest(language), self.transaction():
-                with Transaction().set_context(language=language):
-                    EmailQueue = Pool().get('email.queue')
-                    labels = EmailQueue.fields_get(
-                        ['reason'])['reason']['selection']
-                self.assertEqual(
-                    [value for value, _ in labels],
-                    [value for value, _ in REASONS])
-                self.assertEqual(
-                    len({label for _, label in labels}), len(REASONS))

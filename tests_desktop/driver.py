@@ -92,12 +92,12 @@ def menu_view():
 
 def screen():
     "Return the screen of the dialog, else of the tab"
-    for holder in filter(None, [page(), Main()]):
-        for dialog in reversed(holder.dialogs):
-            return dialog.screen
-    if not page():
+    holders = [h for h in [page(), Main()] if h]
+    dialogs = [d for h in holders for d in reversed(h.dialogs)]
+    found = next(iter([*dialogs, *filter(None, [page()])]), None)
+    if not getattr(found, 'screen', None) or not found.screen.current_view:
         raise LookupError("nothing is open")
-    return page().screen
+    return found.screen
 
 
 def rows(model, parent=None):
@@ -195,6 +195,11 @@ class Commands:
                 GLib.idle_add(activate, item)
                 return
         raise LookupError(f"no entry {text} of {tool}")
+
+    def search(self, text):
+        container = screen().screen_container
+        container.set_text(text)
+        GLib.idle_add(container.do_search)
 
     def select(self, *texts):
         view = screen().current_view.treeview
@@ -323,7 +328,10 @@ def place(window):
     root = Gdk.get_default_root_window()
     width, height = window.get_size()
     if isinstance(window, Gtk.ApplicationWindow):
-        window.resize(root.get_width(), root.get_height())
+        # Without its title, which the client draws itself
+        window.resize(
+            root.get_width(),
+            root.get_height() - window.get_titlebar().get_allocated_height())
         window.move(0, 0)
     else:
         window.move(
@@ -353,9 +361,9 @@ def run(line):
     try:
         answer = True, getattr(commands, name)(*arguments)
     except Exception as error:
-        answer = False, f'{type(error).__name__}: {error}'
-        if not isinstance(error, LookupError):
-            answer = False, traceback.format_exc()
+        answer = False, traceback.format_exc()
+        if isinstance(error, LookupError):
+            answer = False, f'LookupError: {error!r}'
     answers.write(json.dumps(answer) + '\n')
 
 

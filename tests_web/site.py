@@ -54,9 +54,11 @@ class Site:
     What it sends goes to a server whose answers are in the addresses.
 
     :param modules: what to activate besides email_queue
+    :param language: of the users
     """
 
-    def __init__(self, modules=()):
+    def __init__(self, modules=(), language='en'):
+        self.language = language
         self.modules = ['email_queue', *modules]
         self.url = f'http://127.0.0.1:{free_port()}/'
 
@@ -102,7 +104,8 @@ class Site:
         (self.directory / f'{DATABASE}.sqlite').touch()
         self.run(
             'trytond-admin', '--email', 'admin@example.com',
-            '--activate-dependencies', '-u', *self.modules)
+            '--activate-dependencies', '-l', 'en', self.language,
+            '-u', *self.modules)
         Pool.start()
         Pool(DATABASE).init()
         with self.transaction():
@@ -112,6 +115,7 @@ class Site:
             ModelData = pool.get('ir.model.data')
             admin, = User.search([('login', '=', 'admin')])
             User.write([admin], {
+                    'language': self._language(),
                     'groups': [('add', [
                                 ModelData.get_id(
                                     'email_queue.group_email_queue')])],
@@ -119,12 +123,18 @@ class Site:
             # Their wizard would open first
             Item.write(Item.search([]), {'state': 'done'})
 
+    def _language(self):
+        language, = Pool().get('ir.lang').search([
+                ('code', '=', self.language)])
+        return language.id
+
     def create_user(self, login, **values):
         with self.transaction():
             user, = Pool().get('res.user').create([{
                         'name': login,
                         'login': login,
                         'password': PASSWORD,
+                        'language': self._language(),
                         **values,
                         }])
             return user.id

@@ -121,6 +121,9 @@ class Browser:
 
     def login(self, user='admin'):
         self.driver.get(f'{self.url}#{DATABASE}')
+        # It empties the field when it has loaded
+        self.find('#login')
+        self.wait_until_idle()
         self.type('#login', user)
         self.click('button[type=submit]', "Login")
         self.type('input[type=password]', PASSWORD + Keys.ENTER)
