@@ -18,7 +18,7 @@ from .. import run, settings
 from ..exceptions import EmailQueueError
 from ..sendmail import QueueDataManager, set_options
 from ..settings import Settings
-from ..slot import slot_numbers
+from ..slot import LockSlot, slot_numbers
 from ..store import Store
 from .postgresql import free_port
 from .processes import ProcessTestCase, Senders
@@ -509,20 +509,20 @@ class PlanTestCase(ServersTestCase):
         "Return the plans of two claims, one after the other"
         plans = []
 
-        def execute(store, query):
+        def fetch(slot, query):
             sql, params = query
-            cursor = store.slot.connection.cursor()
+            cursor = slot.connection.cursor()
             cursor.execute(f'EXPLAIN (FORMAT JSON) {sql}', params)
             (plan,), = cursor.fetchall()
             plan = json.loads(plan) if isinstance(plan, str) else plan
             plans.append(plan[0]['Plan'])
-            cursor.execute(sql, params)
-            return cursor
+            return fetch_(slot, query)
 
+        fetch_ = LockSlot.fetch
         with self.transaction() as transaction:
             store = Store(Pool().get('email.queue'), server)
             store.slot.number = 1
-            with patch.object(Store, 'execute', execute):
+            with patch.object(LockSlot, 'fetch', fetch):
                 for _ in range(2):
                     store.claim(100, 10 ** 7)
             transaction.rollback()
