@@ -57,8 +57,8 @@ def after(row, outcome, now, settings, chance=random.random):
     row = _decided(row, outcome, now)
     if not row.remaining:
         return _complete(row, outcome, now)
-    if outcome.uncertain:
-        return _unanswered(row, outcome.uncertain, now, settings)
+    if outcome.unanswered:
+        return _unanswered(row, outcome.unanswered, now, settings)
     if outcome.deferred:
         return _deferred(row, outcome, now, settings, chance)
     return _troubled(row, outcome.trouble, now, settings)
@@ -93,9 +93,12 @@ def _given_back(row, now):
 def _complete(row, outcome, now):
     "Accepted or refused for each recipient"
     if row.refused:
-        # Those of an earlier attempt were refused by the server
         reason = 'refused'
-        if len(split_lines(row.refused)) == len(outcome.refused):
+        if row.bounced_at and not outcome.refused:
+            # While the email still had to go to other recipients
+            reason = 'bounced'
+        elif len(split_lines(row.refused)) == len(outcome.refused):
+            # None of them was refused in an earlier attempt
             reason = reason_of(outcome.reasons, outcome.refused, reason)
         return _failed(row, reason)
     if not split_addresses(row.to_addrs):

@@ -147,7 +147,7 @@ class Retention:
 
         :param address: one email address.
         :return: an :class:`Erased` of the numbers of emails as they are now.
-        :raises EmailQueueError: ``address`` is not one.
+        :raises ArgumentError: ``address`` is not one.
         """
         address = _Address(address)
         deleted = changed = busy = 0
@@ -234,7 +234,8 @@ class Retention:
                 ids = [id_ for id_, in cursor]
                 if not ids:
                     break
-                count += sum(map(move, ids))
+                for id_ in ids:
+                    count += move(id_)
                 last = ids[-1]
             purge(cls)
         return count

@@ -69,6 +69,9 @@ class BouncedTestCase(NoticesTestCase):
         id_ = self.queue_sent()
         before = dt.datetime.now() - dt.timedelta(seconds=2)
         self.assertEqual(self.receive(about(JOHN)), ([id_], [id_]))
+        self.assertEqual(self.read(id_, 'reason', 'outcome'), [
+                'bounced', "Came back, delivered to 2 of 3 recipients: "
+                f"{JOHN} {UNKNOWN}"])
         self.assertEqual(self.read(id_, *NAMES), [
                 'failed', f'{JANE}\n{JOE}', f'{JOHN} {UNKNOWN}',
                 f'{JOHN} {UNKNOWN}'])
@@ -138,9 +141,8 @@ class BouncedTestCase(NoticesTestCase):
         self.write(id_, scheduled_at=dt.datetime(2026, 1, 1))
         self.send_all()
         self.assertEqual(
-            self.read(id_, 'state', 'error'), [
-                'failed',
-                f'{JOHN} {UNKNOWN}'])
+            self.read(id_, 'state', 'reason', 'error'), [
+                'failed', 'bounced', f'{JOHN} {UNKNOWN}'])
 
     def test_delayed(self):
         "Test a notice of a delay is told once and changes nothing else"
@@ -509,7 +511,15 @@ class ScriptTestCase(NoticesTestCase):
         "Test a real Postfix bounces one of three recipients"
         with postfix.Postfix(self.server.port) as relay, \
                 configured('email', uri=relay.uri):
-            id_ = self.queue_sent([JANE, DEAD, JOE])
+            with self.transaction(1):
+                pool = Pool()
+                email, = pool.get('email.queue').queue_mail(
+                    'shop@example.com', [JANE, DEAD, JOE], MESSAGE)
+                id_ = email.id
+                pool.get('ir.email')(
+                    recipients=JANE, message_id=email.message_id,
+                    subject="Invoice", resource='res.user,1').save()
+            self.send_all()
             self.assertEqual(self.read(id_, 'state'), 'sent')
             queue_id = self.read(id_, 'queue_id')
             started = time.monotonic()
@@ -524,6 +534,12 @@ class ScriptTestCase(NoticesTestCase):
         self.assertEqual(self.read(id_, *NAMES), [
                 'failed', f'{JANE}\n{JOE}', f'{DEAD} {UNKNOWN}',
                 f'{DEAD} {UNKNOWN}'])
+        with self.transaction(readonly=True):
+            archived, = Pool().get('ir.email').search(
+                [('message_id', '=', self.read(id_, 'message_id'))])
+            self.assertEqual(archived.delivery, 'failed')
+            self.assertTrue(Pool().get('res.notification').search(
+                    [('user', '=', 1), ('records', '=', f'[{id_}]')]))
 
 
 del QueueTestCase, RPCTestCase
