@@ -437,13 +437,10 @@ class EraseAddress(QueueWizard):
         return 'confirm'
 
     def default_confirm(self, fields):
-        numbers = {name: getattr(self.confirm, name) or 0
-            for name in Erased._fields}
         return {
             'address': self.start.address,
-            'summary': gettext('email_queue.msg_erase_count', **numbers),
             'warning': gettext('email_queue.msg_erase_final'),
-            **numbers,
+            **{name: getattr(self.confirm, name) for name in Erased._fields},
             }
 
     def transition_erase(self):
@@ -462,22 +459,23 @@ class EraseAddressStart(ModelView):
 
     address = fields.Char(
         "Address", required=True,
-        help="The email address about which everything is erased.\n"
-        "Emails to this address only are deleted, also those that wait.\n"
-        "Other emails lose the address, and their message once it no longer "
-        "has to be sent.\n"
-        "This cannot be undone.")
+        help="The email address about which everything is erased.")
 
 
 class EraseAddressConfirm(ModelView):
     __name__ = 'email.queue.erase_address.confirm'
 
     address = fields.Char("Address", readonly=True)
-    summary = fields.Char("Summary", readonly=True)
+    deleted = fields.Integer(
+        "Deletions", readonly=True,
+        help="The emails that are to this address only.")
+    changed = fields.Integer(
+        "Changes", readonly=True,
+        help="The emails that would lose the address.")
+    busy = fields.Integer(
+        "Skipped", readonly=True,
+        help="The emails that are being sent now.")
     warning = fields.Char("Warning", readonly=True)
-    deleted = fields.Integer("Deleted", readonly=True)
-    changed = fields.Integer("Changed", readonly=True)
-    busy = fields.Integer("Busy", readonly=True)
 
 
 class EraseAddressDone(ModelView):
