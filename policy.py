@@ -21,9 +21,9 @@ __all__ = [
 HELD_ROWS = 500
 RECORD_SECONDS = 0.02
 # So many messages that are refused alike, with no message accepted between
-# them, show that the server is at fault. Once the server has accepted one in the
-# run it takes more of them, because a few bad messages may follow each other by
-# chance.
+# them, show that the server is at fault. Once the server has accepted a
+# message in the run it takes more of them, because a few bad messages may
+# follow each other by chance.
 ALIKE, ALIKE_AFTER_ACCEPTED = 2, 10
 SUSPECT_DELAYS = dt.timedelta(minutes=5), dt.timedelta(minutes=40)
 # A suspect fails after this time if the server has neither accepted a message
