@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Who looks after the queue, and what they alone may do."""
+"""Which users look after the queue, and the checks of their rights."""
 from trytond.i18n import gettext
 from trytond.model.exceptions import AccessError
 from trytond.pool import Pool
@@ -15,8 +15,8 @@ GROUP = 'email_queue.group_email_queue'
 def looks_after_queue():
     """Return whether the user of the transaction looks after the queue.
 
-    So do the server itself, the members of the group and, on Tryton 8.2, the
-    administrators, because these pass the access rights of every model there.
+    These are the server itself (user 0), the members of the group and, on
+    Tryton 8.2, the administrators, who pass the access rights of every model.
     """
     if Transaction().user == 0:
         return True
@@ -32,7 +32,8 @@ class QueueWizard(Wizard):
     """A wizard for those who look after the queue.
 
     Every call of a client is checked. The check of ``trytond`` is not enough,
-    because it takes the groups of the action that the caller's context names.
+    because it reads the allowed groups from an action whose id the client
+    chooses in the context.
     """
 
     @classmethod
@@ -43,7 +44,7 @@ class QueueWizard(Wizard):
 
     @classmethod
     def delete(cls, session_id):
-        # Core lets anybody end the wizard of another
+        # trytond lets any user end the wizard of another user
         cls.check_access()
         return super().delete(session_id)
 
@@ -51,8 +52,8 @@ class QueueWizard(Wizard):
 def check_writable():
     """Check that the transaction can write.
 
-    :raises EmailQueueError: it is readonly, as that of an RPC method is unless
-        its ``RPC`` says otherwise.
+    :raises EmailQueueError: it is readonly. The transaction of an RPC method
+        is, unless its ``RPC`` says otherwise.
     """
     if Transaction().readonly:
         raise EmailQueueError(gettext('email_queue.msg_readonly'))

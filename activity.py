@@ -18,7 +18,7 @@ WAITING = ['outbox', 'sending']
 
 
 class Activity(ModelSQL, ModelView):
-    "What has become of the emails, by period"
+    "The numbers of sent, failed and waiting emails by period"
 
     sent = fields.Integer("Sent", help="The emails sent in the period.")
     failed = fields.Integer("Failed", help="The emails failed in the period.")
@@ -30,7 +30,7 @@ class Activity(ModelSQL, ModelView):
         "Oldest Waiting",
         help="When the oldest of the waiting emails was queued.")
 
-    # The period by its name in SQL, its length, and how many there are
+    # The name of the period in SQL, its length, and the number of periods
     _period = None
     _length = None
     _count = None
@@ -43,7 +43,7 @@ class Activity(ModelSQL, ModelView):
     @classmethod
     def table_query(cls):
         now = database_time()
-        # Each of them, so that a graph shows where nothing was sent
+        # All periods, so that a graph has a gap where nothing was sent
         periods = Union(*(
                 Select([
                     Literal(id_).as_('id'), Literal(ago).as_('ago'),
@@ -62,7 +62,7 @@ class Activity(ModelSQL, ModelView):
 
     @classmethod
     def _periods(cls, now):
-        "Yield for each period an id that it keeps, its distance and its start"
+        "Yield the permanent id, the distance and the start of each period"
         seconds = int(cls._length.total_seconds())
         last = int((now - EPOCH).total_seconds()) // seconds
         for ago in range(cls._count):
@@ -78,11 +78,11 @@ class Activity(ModelSQL, ModelView):
         at = Case(
             (t.state == 'sent', t.sent_at),
             (t.state == 'failed', failed_at),
-            # What waits for longer is in the first period
+            # Emails that wait from before are counted in the first period
             (t.create_date < since, since),
             else_=t.create_date)
-        # PostgreSQL must group by a column: to it an expression with
-        # parameters never is the same as one in SELECT
+        # A subquery, so that PostgreSQL groups by a column: it takes two
+        # expressions with parameters for different ones
         emails = t.select(
             t.state, t.create_date, DateTrunc(cls._period, at).as_('period'),
             where=((t.state == 'sent') & (t.sent_at >= since))

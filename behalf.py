@@ -1,10 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Who sends for whom: the server of a sender, and the address it sends from.
+"""Which server sends the emails of a sender, and from which address.
 
-``for_NAME`` has the senders whose emails the server of that name sends,
-``from_NAME`` the one mailbox that this server lets its login send from. Knows
-no database and no SMTP server.
+The option ``for_NAME`` lists the senders whose emails the server NAME sends.
+``from_NAME`` is the only address that the server NAME lets its login send
+from. This file knows no database and no SMTP.
 """
 import functools
 import re
@@ -18,7 +18,8 @@ from .words import decoded_words, unfolded
 __all__ = ['is_set', 'mailbox', 'on_behalf', 'sent_from', 'server_for']
 
 FOR, FROM = 'for_', 'from_'
-# The header is the signer's to write (RFC 1847, RFC 6376, RFC 8551)
+# A signature may cover the header of these types, so it must not be changed
+# (RFC 1847, RFC 6376, RFC 8551)
 SIGNED_TYPES = {
     'multipart/signed', 'application/pkcs7-mime', 'application/x-pkcs7-mime'}
 
@@ -27,7 +28,7 @@ _name = re.compile(
 
 
 class Mailbox(NamedTuple):
-    "An address with the text of its name, which can be empty"
+    "An address and the name of its owner, which can be empty"
     name: str
     address: str
 
@@ -38,12 +39,12 @@ class Mailbox(NamedTuple):
 
 
 def is_set():
-    "Return whether the configuration says anything of who sends for whom"
+    "Return whether one of the options ``for_NAME`` and ``from_NAME`` is set"
     return bool(_senders_by_server() or settings.named(FROM))
 
 
 def on_behalf(server, from_addr, data):
-    """Return server, envelope's sender and bytes of a message as it is sent.
+    """Return the server, the envelope's sender and the bytes that are sent.
 
     :param server: the name that the caller has chosen, None for none.
     :param from_addr: the envelope's sender, as :func:`envelope_from` has it.
@@ -58,7 +59,7 @@ def on_behalf(server, from_addr, data):
 
 
 def sent_from(server, from_addr, data):
-    "Return envelope's sender and bytes as the server of that name sends them"
+    "Return the envelope's sender and the bytes that ``server`` may send"
     box, header = mailbox(server), _Header(data)
     if box and not header.is_signed and not _equal(
             header.addresses('from'), [box.address]):
@@ -69,14 +70,14 @@ def sent_from(server, from_addr, data):
 
 
 def mailbox(server):
-    "Return the Mailbox that a server sends from, None for the writer's own"
+    "Return the only Mailbox that a server sends from, None for any address"
     option = f'{FROM}{server or ""}'
     text = settings.text(option)
     return _mailbox(option, text) if text else None
 
 
 def server_for(from_addr, data):
-    "Return the name of the server that a sender chooses, None for the default"
+    "Return the name of the server for a sender, None for the default server"
     header = _Header(data)
     senders = header.addresses('on-behalf-of')
     senders += (
@@ -85,7 +86,8 @@ def server_for(from_addr, data):
         name: _senders(f'{FOR}{name}', text)
         for name, text in _senders_by_server().items()}
     for sender in senders:
-        # The address as a whole counts more than its domain
+        # An option that lists the whole address precedes one that lists its
+        # domain
         for key in [sender.casefold(), _domain(sender)]:
             for name, listed in known.items():
                 if key in listed:
@@ -94,7 +96,8 @@ def server_for(from_addr, data):
 
 def _configured(name):
     if name not in settings.servers():
-        # By another server it could be refused, or taken for another's
+        # No other server: it could refuse the email, or send it as somebody
+        # else's
         raise Invalid('server', name, 'msg_server_unknown')
     return name
 
@@ -104,13 +107,13 @@ def _domain(address):
 
 
 def _senders_by_server():
-    "Return what is written of the senders that each server sends for"
+    "Return the texts of the options ``for_NAME`` by the name of the server"
     return {name: text for name, text in settings.named(FOR).items() if name}
 
 
 @functools.lru_cache(1024)
 def _senders(option, text):
-    "Return the addresses, and the domains with their @, that are listed"
+    "Return the addresses, and the domains with their @, of an option"
     listed = set()
     try:
         for item in filter(None, map(str.strip, text.split(','))):
@@ -134,7 +137,7 @@ def _mailbox(option, text):
 
 
 def _name_in(text):
-    "Return the name before the first address, as it is written"
+    "Return the name before the first address, as it stands in the text"
     match = _name.match(text)
     return match['name'].strip() if match else ''
 
@@ -144,7 +147,7 @@ def _equal(some, others):
 
 
 class _Header:
-    "What the header of a message says of its sender"
+    "The fields in the header of a message that name its sender"
 
     def __init__(self, data):
         self._texts = {}
@@ -162,7 +165,7 @@ class _Header:
         return type_ in SIGNED_TYPES or 'dkim-signature' in self._texts
 
     def addresses(self, name):
-        "Return the addresses in a field, none where it cannot be read"
+        "Return the addresses in a field, an empty list if it is not valid"
         try:
             return addresses(name, self._text(name))
         except Invalid:
@@ -170,11 +173,11 @@ class _Header:
 
     def _text(self, name):
         text = self._texts.get(name, '')
-        # The standard library encodes what it knows to be no address
+        # The standard library makes one encoded word of an invalid address
         return text if '@' in text else decoded_words(text)
 
     def sent_from(self, box, from_addr):
-        "Return the fields that change where the message is sent from ``box``"
+        "Return the new values of the fields for sending from ``box``"
         writer = next((
                 self._text(name) for name in ['on-behalf-of', 'from']
                 if self.addresses(name)), '')

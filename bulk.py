@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Emails as rows: hundreds by one statement, and each key once."""
+"""How emails become rows: many in one statement, and each key only once."""
 import functools
 import operator
 import re
@@ -20,30 +20,30 @@ from .tools import database_time, forget
 
 __all__ = ['Bulk', 'batches', 'checked_key']
 
-# What is created together, so that the memory does not grow with the number.
-# Beyond 200 rows an email takes longer, since trytond looks at the ids of all
-# the others for each record.
+# How many emails one statement creates at most, so that the memory does not
+# grow with their number. Larger statements are slower, because for each record
+# trytond looks at the ids of all others that it is browsed with.
 ROWS, BYTES = 200, 8 * 2 ** 20
-# The fields that each new email has a value for, and the others whose values
-# are checked before it is created
+# GIVEN are the fields that have a value in each new email. CHECKED are all
+# fields whose values are checked before the email is created.
 GIVEN = {
     'from_addr', 'to_addrs', 'size', 'priority', 'scheduled_at', 'attempts',
     'crashes', 'state'}
 CHECKED = GIVEN | {
     'msg', 'file_id', 'mail_options', 'rcpt_options', 'subject', 'message_id',
     'resource', 'server', 'expires_at', 'sensitive', 'key', 'error',
-    # These are empty
+    # The following are empty in a new email
     'accepted', 'again_of', 'bounced_at', 'events', 'first_attempt',
     'own_priority', 'queue_id', 'reason', 'refused', 'sent_at', 'suspect',
     'suspect_since', 'uncertain'}
-# Whether the values of what is created were checked
+# Whether the emails that the thread creates have had their values checked
 _is_checked = ContextVar('is_checked', default=False)
 SAVEPOINT = 'email_queue_bulk'
 # An index has room for 2,700 bytes
 KEY_LENGTH = 500
 KEY_INDEX = 'email_queue_key_unique'
 
-# How PostgreSQL and SQLite name what is not unique
+# How the errors of PostgreSQL and SQLite name the key that is taken
 _key_taken = re.compile(rf'{KEY_INDEX}|email_queue\.key')
 
 
@@ -65,7 +65,7 @@ class Bulk:
         check_writable()
         items = cls._bulk_items(mails)
         if _is_autocommit():
-            # There is no savepoint: nothing is created before all is checked
+            # Without a savepoint, check all emails before the first is created
             items = list(items)
         with _all_or_none():
             ids = cls._create_items(items)
@@ -92,7 +92,7 @@ class Bulk:
                         index=index, error=error.message),
                     error.argument, error.value, index) from error
             except TypeError as error:
-                # A keyword that there is not
+                # An unknown keyword
                 raise TypeError(f"mails[{index}]: {error}") from error
             yield values, keywords.get('scheduled_at') is None
 
@@ -108,7 +108,7 @@ class Bulk:
         ids, due = [], []
         for batch in batches(items):
             found = cls._taken_keys(values.get('key') for values, _ in batch)
-            # By key, or by position where there is none
+            # An email is named by its key, or by its position without a key
             names = [
                 values.get('key') or position
                 for position, (values, _) in enumerate(batch)]
@@ -136,8 +136,9 @@ class Bulk:
         except backend.DatabaseIntegrityError as error:
             if not _key_taken.search(str(error)):
                 raise
-            # Another transaction has queued it since this one began: trytond
-            # tries again what ends in such an error, and finds it then
+            # Another transaction has queued the email since this one began.
+            # trytond repeats a transaction that ends in an operational error,
+            # and the repeated one finds the email.
             raise backend.DatabaseOperationalError(
                 "an email with the same key was queued at the same time"
                 ) from error
@@ -155,9 +156,10 @@ class Bulk:
     def _unchecked_fields(cls):
         """Return the names of the fields that trytond has to validate.
 
-        It takes as long to validate all fields of a new email as to insert
-        it, and the values of the module's own are checked already. None where
-        another module wants to know all names.
+        Only the fields with a rule that is not the module's own, because its
+        own values are checked already, and to validate them once more takes as
+        long as to insert the email. None stands for all fields, where another
+        module extends ``validate_fields``, which gets their names.
         """
         if (cls.validate_fields.__func__
                 is not ModelStorage.validate_fields.__func__):
@@ -182,8 +184,8 @@ class Bulk:
 
     @classmethod
     def _make_keys_unique(cls):
-        # An index of trytond is not unique, and a constraint of it would have
-        # an entry for each row without a key
+        # By SQL, because an index of trytond is never unique, and the index
+        # of its constraint would have an entry for each row without a key
         Transaction().connection.cursor().execute(
             f'CREATE UNIQUE INDEX IF NOT EXISTS "{KEY_INDEX}" '
             f'ON "{cls._table}" ("key") WHERE "key" IS NOT NULL')
@@ -192,7 +194,8 @@ class Bulk:
     def copy(cls, emails, default=None):
         default = {} if default is None else default.copy()
         default.setdefault('key')
-        # Not that of Workflow, by which the copy of a sent email would be sent
+        # Not by Workflow.copy, which would put the copy of a sent email into
+        # the outbox
         return super(Workflow, cls).copy(emails, default=default)
 
     @classmethod
@@ -203,7 +206,8 @@ class Bulk:
             and what :meth:`_create_items` takes.
         """
         for is_about_queue, group in groupby(items, operator.itemgetter(0)):
-            # Such an email fires no trigger, because one has made it
+            # An email about the queue must not fire the trigger that may have
+            # sent it
             context = {'_no_trigger': True} if is_about_queue else {}
             with Transaction().set_context(context):
                 cls._create_items(item for _, item in group)
@@ -249,7 +253,7 @@ def _is_autocommit():
 
 @contextmanager
 def _all_or_none():
-    "Take back what was done within, when it ends in an error"
+    "Undo the changes of the block when it ends in an error"
     transaction = Transaction()
     if _is_autocommit():
         yield
@@ -263,5 +267,5 @@ def _all_or_none():
         forget(transaction)
         raise
     if backend.name != 'sqlite':
-        # There the end of the outermost savepoint is a commit
+        # On SQLite, releasing the outermost savepoint would commit
         cursor.execute(f'RELEASE SAVEPOINT {SAVEPOINT}')

@@ -1,8 +1,8 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Whether a server would take an email: step by step, without sending one.
+"""Check step by step whether a server takes emails, without sending one.
 
-And the wizard that asks so, or queues an email to see.
+The wizard of this file shows the steps, or queues a test email.
 """
 import datetime as dt
 import ssl
@@ -34,10 +34,10 @@ from .words import printable
 
 __all__ = ['check', 'monitor']
 
-# Somebody waits for the answer
+# The time-out of a step in seconds; short, because a person waits
 TIMEOUT = 10
 STANDARD_PORT, TLS_PORT = 25, 465
-# The certificate should be renewed by then
+# A certificate that ends within this time should be renewed
 CERTIFICATE_SECONDS = 14 * 24 * 60 * 60
 CERTIFICATE_NAMES = 3
 OFFERS = ['SIZE', 'PIPELINING', 'DSN', 'SMTPUTF8']
@@ -46,8 +46,10 @@ OFFERS = ['SIZE', 'PIPELINING', 'DSN', 'SMTPUTF8']
 class Step(NamedTuple):
     """A step of a check.
 
-    ``name`` is that of a message, ``words`` say what was found, and ``advice``
-    what to do about it, where there is something to do.
+    :param name: the end of the name of the message that is its title.
+    :param good: whether the next step can be tried.
+    :param words: what was found.
+    :param advice: what to do about it, if anything.
     """
     name: str
     good: bool
@@ -55,7 +57,7 @@ class Step(NamedTuple):
     advice: str = ''
 
     def text(self):
-        "Return the lines for a person, in the language of the transaction"
+        "Return the step as lines of text in the language of the transaction"
         title = gettext(f'email_queue.msg_check_{self.name}')
         mark = gettext(
             'email_queue.msg_check_good' if self.good
@@ -65,7 +67,7 @@ class Step(NamedTuple):
 
 
 class _Bad(Exception):
-    "The step after which nothing can be checked"
+    "Ends the check with a step that is bad"
 
     def __init__(self, step):
         super().__init__(step.name)
@@ -75,8 +77,8 @@ class _Bad(Exception):
 def check(Model, server, email=None):
     """Return the steps of the check of a server; only the last can be bad.
 
-    :param server: its name, None for the default one.
-    :param email: the address of the user in whose name would be sent.
+    :param server: its name, None for the default server.
+    :param email: the address of the user who would send.
     """
     steps = []
     try:
@@ -118,7 +120,8 @@ def _settings(server):
     try:
         settings = Settings.read(server)
         behalf.mailbox(server)
-        # Also what is not valid for others keeps the queue from choosing
+        # An invalid ``for_NAME`` concerns all servers, because none can be
+        # chosen then
         behalf.server_for(NULL_SENDER, b'')
     except SettingError as error:
         raise _bad('settings', error.message, 'msg_check_settings_value')
@@ -132,7 +135,7 @@ def _settings(server):
         known = parts.hostname and parts.port != 0
     except ValueError:
         known = False
-    # As trytond reads it, and as it was meant
+    # The host that trytond reads must be the one that was meant
     if not (known and parts.scheme.startswith('smtp')
             and host == server_name(uri)):
         raise _bad('settings', server_name(uri), 'msg_check_settings_uri')
@@ -140,7 +143,7 @@ def _settings(server):
 
 
 def _stripped(uri, scheme):
-    "Return the URI with another scheme and nothing to log in with"
+    "Return the URI with another scheme, and without user and password"
     parts = config.parse_uri(uri)
     return parts._replace(
         scheme=scheme, netloc=parts.netloc.rpartition('@')[2]).geturl()
@@ -197,7 +200,7 @@ def _encrypted(uri):
 
 
 def _token(Model, server):
-    # One that was given before would tell nothing of the secret of today
+    # A new token, because one from before says nothing about today's secret
     oauth.forget(server)
     try:
         return Model.access_token(server)
@@ -231,7 +234,7 @@ def _offers(greeting):
 
 
 def _sender(server, uri, email):
-    "Check the addresses that an email of the user would have"
+    "Check the addresses that an email of the user would be sent from"
     address = config.get('email', 'from')
     try:
         from_addr = envelope_from(address or '')
@@ -265,7 +268,7 @@ def _domain(address):
 
 
 def monitor(database, server=None):
-    """Return what the command of a check ends with.
+    """Return the result of the command that checks a server.
 
     :param database: the name of the database.
     :param server: the name of the server, None for the default one.
@@ -283,12 +286,12 @@ def monitor(database, server=None):
 
 
 def _chosen_by_sender():
-    "Return the name of the server that the sender of a test email chooses"
+    "Return the name of the server that sends for ``[email] from``"
     try:
         return behalf.server_for(
             envelope_from(config.get('email', 'from') or ''), b'')
     except Invalid:
-        # A step of the check tells
+        # A step of the check reports the error
         return None
 
 
@@ -322,7 +325,7 @@ class QueueTest(QueueWizard):
             }
 
     def _chosen(self, name):
-        "Return what the user has chosen before"
+        "Return the value of a field of the form, None if it was not shown yet"
         return getattr(self.start, name, None) or None
 
     def transition_check(self):
@@ -344,7 +347,8 @@ class QueueTest(QueueWizard):
         if not values['to_addr']:
             raise EmailQueueError(gettext(
                     'email_queue.msg_test_recipient', user=user.rec_name))
-        # An EmailMessage would refuse what queueing tells in better words
+        # EmailMessage would refuse an invalid address in worse words than
+        # ``queue_message``
         msg = MIMEText(
             gettext('email_queue.msg_test_body'), _charset='utf-8')
         msg['From'] = values['from_addr']

@@ -857,12 +857,12 @@ class EmailQueue(
         """Yield for each email whether it is about one in the queue, and what
         :meth:`_create_items` takes.
         """
-        resources = cls._archived({m['Message-ID'] for _, _, m in emails})
+        resources = cls._archived({_message_id(m) for _, _, m in emails})
         clock = functools.cache(database_time)
         for from_addr, to_addrs, msg in emails:
             options = cls.captured_options(msg)
             resource = options.setdefault(
-                'resource', resources.get(msg['Message-ID']))
+                'resource', resources.get(_message_id(msg)))
             is_about_queue = str(resource).startswith(f'{cls.__name__},')
             try:
                 from_addr_, to_addrs_ = cls._envelope(msg, from_addr, to_addrs)
@@ -1401,6 +1401,16 @@ def _instant(argument, value, now):
     except (OverflowError, ValueError):
         pass
     raise Invalid(argument, value, 'msg_time_invalid')
+
+
+def _message_id(msg):
+    "Return the Message-ID of a ``Message`` as a text"
+    # Not msg['Message-ID'], which would take a fifth of the time of a campaign
+    # to parse it
+    for name, value in msg.raw_items():
+        if name.lower() == 'message-id':
+            return str(value).strip()
+    return ''
 
 
 def _later(at, now):

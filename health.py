@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""How the queue is: its numbers, whether they are good, and who is told."""
+"""The health of the queue: its numbers, their limits, and who is told."""
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from .tools import database_time, utc_now
 
 __all__ = ['Numbers', 'monitor']
 
-# What the plugins of a monitoring system exit with
+# The exit statuses of a plugin of a monitoring system
 OK, CRITICAL = 0, 2
 
 
@@ -91,7 +91,7 @@ class Health(ModelSQL):
     @classmethod
     def __setup__(cls):
         super().__setup__()
-        # The records are the server's own
+        # Only the server itself reads and writes the records
         cls.__rpc__.clear()
 
     @classmethod
@@ -104,8 +104,8 @@ class Health(ModelSQL):
         number = Count(Literal(1))
         due = waiting = 0
         oldest = now
-        # One after another as each has an index of its own. What is with a
-        # sender that died is as late as what waits for one.
+        # One state after another, because each has an index of its own. An
+        # email of a sender that died is as late as an email in the outbox.
         for state in ['outbox', 'sending']:
             waiting_in, = _fetch(t.select(number, where=t.state == state))
             waiting += waiting_in
@@ -114,14 +114,14 @@ class Health(ModelSQL):
             due_in, = _fetch(t.select(number, where=where))
             due += due_in
             if due_in:
-                # Not the minimum: on SQLite that is no time
+                # Not by MIN, because on SQLite its result is no time
                 oldest = min(oldest, *_fetch(t.select(
                             t.scheduled_at, where=where,
                             order_by=[t.scheduled_at], limit=1)))
         unseen, stateless = incomplete.counts(t)
         failed, = _fetch(t.select(number, where=t.state == 'failed'))
         if unseen:
-            # The next run completes them, and then they are due
+            # Incomplete rows are due as soon as the next run completes them
             due += unseen
             oldest = min(oldest, *_fetch(t.select(
                         t.create_date,
@@ -161,12 +161,13 @@ class Health(ModelSQL):
         A scheduled job of its own: that which sends may be what is at fault.
         """
         with Transaction().set_user(0), without_check_access():
-            # Here as well, for the job that sends may be replaced
+            # Here as well, because another module may replace the job that
+            # sends
             incomplete.complete(
                 Pool().get('email.queue'), utc_now())
             original.tell()
             numbers = cls.measure()
-            # Where nothing is sent on purpose, nothing is late
+            # While sending is switched off, nothing counts as late
             late = numbers.late and identity.may_send()
             told = cls.search([])
             if told and not late:
@@ -205,7 +206,7 @@ class Health(ModelSQL):
         pool = Pool()
         User = pool.get('res.user')
         group = pool.get('ir.model.data').get_id(group)
-        # A group inherits from its parents
+        # With the users of the groups below it, which inherit its rights
         members = pool.get('res.user-res.group').user_group_all_table()
         cursor = Transaction().connection.cursor()
         cursor.execute(*members.select(
@@ -224,7 +225,7 @@ def _fetch_all(query):
 
 
 def monitor(database):
-    """Return what a plugin of a monitoring system ends with.
+    """Return the result of the plugin of a monitoring system.
 
     :param database: the name of the database.
     :return: the exit status, 0 or 2, and the line to print.

@@ -48,11 +48,11 @@ def _events(before, row, outcome):
     elif outcome:
         yield from _answered('refused', outcome.refused, outcome.reasons)
         yield from _answered('deferred', outcome.deferred, outcome.reasons)
-        if outcome.uncertain:
+        if outcome.unanswered:
             yield Event(
-                'uncertain', _lines(before.remaining), outcome.uncertain)
+                'uncertain', _lines(before.remaining), outcome.unanswered)
     if row.state == 'failed' and not (
-            outcome and (outcome.refused or outcome.uncertain)):
+            outcome and (outcome.refused or outcome.unanswered)):
         yield Event('gave_up', _lines(row.remaining), row.error, row.reason)
     if row.state == 'sent' and (
             before.reason or before.error or before.uncertain

@@ -28,7 +28,7 @@ DELIVERIES = {
 
 
 class _Queued(NamedTuple):
-    "What is read of a queued email to say what became of it"
+    "The columns of a queued email that tell its delivery"
     state: str
     reason: str
     error: str
@@ -55,7 +55,8 @@ class Cron(metaclass=PoolMeta):
     @dualmethod
     @ModelView.button
     def run_once(cls, crons):
-        # A person waits for the answer, and on SQLite whoever writes
+        # The run must be short, because a person waits for it, and on SQLite
+        # whoever else writes
         by_hand = Transaction().user != 0
         with Transaction().set_context(email_queue_by_hand=by_hand):
             super().run_once(crons)
@@ -67,7 +68,7 @@ class Trigger(metaclass=PoolMeta):
     def trigger_action(self, ids):
         super().trigger_action(ids)
         if self.model.name == 'email.queue':
-            # What it sends must not trigger it again
+            # The emails that the trigger sends must not trigger it again
             with Transaction().set_context(_no_trigger=True):
                 queue_now()
 
@@ -114,9 +115,10 @@ class Email(metaclass=PoolMeta):
 
     @classmethod
     def queue_again(cls, emails):
-        """Queue what was sent once more, with an archived email of its own.
+        """Queue sent emails once more, each with an archived email of its own.
 
-        For who has queued it, and for who looks after the queue.
+        Allowed for those who queued the emails, and for those who look after
+        the queue.
         """
         with check_access():
             cls.read([e.id for e in emails], ['id'])
@@ -132,7 +134,8 @@ class Email(metaclass=PoolMeta):
             if not row:
                 raise changed(email)
             id_, author = row
-            # Not the author of the archived email, who can name any other one
+            # Compare the author of the queued email, because the author of the
+            # archived one could have given it any Message-ID
             if author != Transaction().user and not looks_after_queue():
                 raise AccessError(gettext('email_queue.msg_again_not_own'))
             with without_check_access():
@@ -157,7 +160,7 @@ class Email(metaclass=PoolMeta):
 
     @classmethod
     def _queued(cls, message_ids):
-        "Return what is read of queued emails by Message-ID"
+        "Return the delivery of queued emails by Message-ID"
         t = Pool().get('email.queue').__table__()
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.select(
@@ -168,7 +171,7 @@ class Email(metaclass=PoolMeta):
         return {message_id: _Queued(*values) for message_id, *values in cursor}
 
     def _outcome(self, labels, queued, reads_all):
-        "Return what became of a queued email, as the user may read it"
+        "Return why an email is not sent, without what the user may not read"
         if queued.state == 'sent':
             return None
         words = None
@@ -191,7 +194,7 @@ class Email(metaclass=PoolMeta):
 
 
 def _reads_queue():
-    # Access is not checked while a field is computed
+    # Ask explicitly, because trytond computes fields without access checks
     with check_access():
         return Pool().get('ir.model.access').check(
             'email.queue', 'read', raise_exception=False)

@@ -2,8 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 """The numbers of each server, as Prometheus reads them.
 
-The text format 0.0.4. The samples of the default server have an empty label,
-which Prometheus takes for none: no name in the configuration is the same.
+The text format is 0.0.4. The samples of the default server have an empty
+label, because no server in the configuration can have an empty name.
+Prometheus treats an empty label like a missing one.
 """
 import datetime as dt
 from collections import defaultdict
@@ -62,14 +63,14 @@ def measure():
     pool = Pool()
     t = pool.get('email.queue').__table__()
     now = database_time()
-    # What is not there is zero
+    # A gauge that no query finds a row for is zero
     measured = defaultdict(lambda: dict.fromkeys(GAUGES, 0))
     for server in servers():
         measured[server or '']
     _measure_waiting(measured, t, now)
     _measure_done(measured, t, now)
     unseen, stateless = incomplete.counts(t)
-    # The next run completes them for the default server
+    # The next run completes such rows for the default server
     measured['']['due'] += unseen
     measured['']['failed'] += stateless
     s = pool.get('email.queue.server').__table__()
@@ -80,7 +81,7 @@ def measure():
 
 def _measure_waiting(measured, t, now):
     is_due = t.scheduled_at <= now
-    # One after another as each has an index of its own
+    # One state after another, because each has an index of its own
     for state in ['outbox', 'sending']:
         for server, waiting, due, oldest in _fetch(t.select(
                     t.server, Count(Literal(1)), Count(Case((is_due, 1))),
@@ -118,7 +119,7 @@ def _measure_done(measured, t, now):
 
 def _seconds(now, then):
     if isinstance(then, str):
-        # SQLite has no type for what is computed
+        # SQLite returns the result of a function as text
         then = dt.datetime.fromisoformat(then)
     return int((now - then).total_seconds())
 

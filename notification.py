@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Who is told that emails have failed, and how."""
+"""How users are notified of emails that have failed."""
 import json
 import textwrap
 from collections import defaultdict
@@ -17,19 +17,21 @@ METHOD = 'email.queue|send_all'
 ICON = 'tryton-warning'
 ACTION = 'email_queue.act_email_queue_form'
 OWN = 'email.queue.own'
-# More are told by their number
+# A notification of more emails has only their number
 EMAILS = 20
-# A client opens so many records at most
+# A notification opens so many records at most, as clients show no more
 RECORDS = 1000
 DESCRIPTION_LENGTH = 300
 SLICE = 1000
 
 
 def notify(Model, ids):
-    """Tell users about emails that have failed for good.
+    """Notify those who queued emails that these have failed for good.
 
-    In a transaction of its own: that of the scheduler is rolled back when the
-    run ends in an error.
+    In a transaction of its own, because the scheduler rolls back the
+    transaction of a run that ends in an error.
+
+    :param ids: the ids of the emails.
     """
     with Transaction().new_transaction() as transaction, \
             transaction.set_user(0), transaction.reset_context(), \
@@ -42,7 +44,7 @@ def notify(Model, ids):
         User = pool.get('res.user')
         Notification.save([
                 _notification(user, Model, by_user[user.id])
-                # Active ones that exist
+                # The search finds active users that still exist
                 for user in User.search([('id', 'in', list(by_user))])])
         pool.get('ir.cron').notify(
             ICON, ACTION, None,
@@ -50,7 +52,7 @@ def notify(Model, ids):
 
 
 def _failed(Model, ids):
-    "Return how many emails have failed and the ids by who queued them"
+    "Return the number of failed emails, and their ids by the user's id"
     count, by_user = 0, defaultdict(list)
     cursor = Transaction().connection.cursor()
     t = Model.__table__()
@@ -61,7 +63,7 @@ def _failed(Model, ids):
                 order_by=[t.id]))
         for id_, user, from_addr, resource in cursor:
             count += 1
-            # An answer to a failure must not cause another
+            # No notification of an email that may itself report a failure
             if (from_addr != '<>'
                     and not (resource or '').startswith(
                         f'{Model.__name__},')):
@@ -70,10 +72,13 @@ def _failed(Model, ids):
 
 
 def tell(users, label, words, n, **variables):
-    """Tell users something about the queue, and return whether there were any.
+    """Notify users of something about the queue.
 
-    :param label: the name of one of the module's messages, as ``words`` is.
-    :param n: the number that decides on the plural.
+    :param label: the name of the module's message for the label.
+    :param words: the name of the module's message for the description.
+    :param n: the number that decides on the plural of ``words``.
+    :param variables: the variables in ``words``.
+    :return: whether there was a user to notify.
     """
     pool = Pool()
     Action = pool.get('ir.action')
@@ -110,8 +115,8 @@ def _notification(user, Model, ids):
             notification.description = textwrap.shorten(
                 _description(Model.browse(ids)), DESCRIPTION_LENGTH,
                 placeholder='…')
-        # Just those that have failed; who may not read the queue opens what
-        # they may read of their own
+        # The notification opens the failed emails: in the queue for users who
+        # may read it, else among their own emails
         notification.model = (
             Model.__name__ if _reads(user, Model.__name__) else OWN)
         notification.records = json.dumps(ids[-RECORDS:])

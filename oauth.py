@@ -2,9 +2,10 @@
 # this repository contains the full copyright notices and license terms.
 """Tokens for the login at a mail server by OAuth 2.
 
-They are asked for by client credentials (RFC 6749 4.4) or by the key of a
-service account (RFC 7523): neither needs a token that is stored, which could
-die unnoticed. A token is in the memory of the process only.
+The endpoint is asked by client credentials (RFC 6749 4.4) or by the key of a
+service account (RFC 7523), because neither needs a refresh token: it would
+have to be stored, and could expire unnoticed. A token is kept in the memory of
+the process only.
 """
 import http.client
 import ipaddress
@@ -37,17 +38,17 @@ OPTIONS = ['token_uri', 'client_id', 'client_secret', 'scope', 'key']
 FILE = 'file:'
 CLIENT_CREDENTIALS = 'client_credentials'
 JWT_BEARER = 'urn:ietf:params:oauth:grant-type:jwt-bearer'
-# From the request to the last byte of its answer
+# The longest time from the request to the last byte of its answer
 ENDPOINT_SECONDS = 30
 RENEW_SECONDS = 5 * 60
-# Of a token whose endpoint does not tell its lifetime
+# The lifetime of a token whose endpoint does not tell it
 LIFETIME = 10 * 60
 LIFETIME_MAX = 24 * 60 * 60
 ANSWER_SIZE = FILE_SIZE = 64 * 1024
-# The longest that fits in the command of a login (RFC 4954 4)
+# The longest token that fits in the command of a login (RFC 4954 4)
 TOKEN_LENGTH = 8 * 1024
 WORDS_LENGTH = 400
-# The shortest line of a key that could tell something of it
+# Lines of a key from this length on are secrets by themselves
 LINE_LENGTH = 16
 
 _token = re.compile(r'[\x21-\x7e]+')
@@ -56,7 +57,7 @@ _tokens_lock = threading.Lock()
 
 
 def options(server):
-    "Return the options that are set for a server, as they are written"
+    "Return the texts of the OAuth options that are set for a server, by name"
     texts = {
         name: settings.text(f'oauth_{name}', server)
         for name in OPTIONS}
@@ -64,7 +65,7 @@ def options(server):
 
 
 def access_token(server=None, refused=None):
-    "Return a token: see EmailQueue.access_token"
+    "Return a token: see ``EmailQueue.access_token``"
     values = options(server)
     if not values:
         return None
@@ -77,13 +78,13 @@ def access_token(server=None, refused=None):
 
 
 def forget(server):
-    "Let the next token be asked for, however long the last one lives"
+    "Drop the token of a server, so that the next call asks for a new one"
     with _tokens_lock:
         _tokens.pop(server, None)
 
 
 def _begin():
-    "Begin anew in a forked process: a thread that holds a lock is not in it"
+    "Start a forked process without tokens, and with a lock that is free"
     global _tokens_lock
     _tokens_lock = threading.Lock()
     _tokens.clear()
@@ -94,7 +95,7 @@ if hasattr(os, 'register_at_fork'):
 
 
 class _Tokens:
-    "The token of a server, which one thread asks for and all others get"
+    "The token of a server: one thread asks for it, and the others wait"
 
     def __init__(self, request):
         self.request = request
@@ -116,7 +117,7 @@ class _Tokens:
         try:
             return asked.result()
         except LoginError as error:
-            # One exception must not be raised in several threads
+            # A copy, because several threads must not raise the same exception
             raise LoginError(error.words) from None
 
     def _ask(self, asked):
@@ -129,7 +130,8 @@ class _Tokens:
             if isinstance(error, LoginError):
                 asked.set_exception(error)
                 return asked
-            # An interrupt is of this thread only
+            # The interrupt is meant for this thread only, the others get an
+            # ordinary error
             asked.set_exception(LoginError("no token: interrupted"))
             raise
         early = min(RENEW_SECONDS, seconds / 2)
@@ -146,11 +148,11 @@ class _Answer(NamedTuple):
     data: bytes
 
     def close(self):
-        "Nothing of it is open any more"
+        "Do nothing: the answer was read as a whole"
 
 
 class _Request:
-    "What a token is asked for with"
+    "A request for a token"
 
     def __init__(self, server, uri, options):
         self._server = server
@@ -164,9 +166,9 @@ class _Request:
             and (self._uri, self._options) == (other._uri, other._options))
 
     def send(self):
-        """Return a token and the seconds of its life.
+        """Return a token and the seconds that it is valid for.
 
-        :raises LoginError: there is none.
+        :raises LoginError: the endpoint gives no token.
         """
         self._secrets, self._host = [], ''
         try:
@@ -177,7 +179,7 @@ class _Request:
         except LoginError as error:
             raise LoginError(self._without_secrets(error.words)) from None
         except Exception as error:
-            # Its chain and its text may hold what was sent
+            # The text and the chain of the exception may hold what was sent
             raise self._no_token(_words(error)) from None
         logger.info(
             "a new token for the server %s",
@@ -194,10 +196,10 @@ class _Request:
             text = text.replace(secret, '…')
         return printable(text)[:WORDS_LENGTH]
 
-    # What is sent
+    # The request
 
     def _value(self, name, default=None):
-        "Return the value of an option, which can be in a file"
+        "Return the value of an option, which may be kept in a file"
         text = self._options.get(name, default)
         if text is None:
             raise LoginError(f'"{self._name(name)}" is not set')
@@ -208,7 +210,7 @@ class _Request:
         return text
 
     def _hide(self, secret):
-        "Let no word of an error repeat it"
+        "Remember a secret, so that it is cut out of the words of errors"
         lines = [line for line in secret.split() if len(line) >= LINE_LENGTH]
         self._secrets += filter(None, [secret, quote_plus(secret), *lines])
 
@@ -251,7 +253,7 @@ class _Request:
         key, claims, fields = text, {}, {'grant_type': JWT_BEARER}
         headers = {'alg': 'RS256'}
         if text.startswith('{'):
-            # The file of a Google service account
+            # The key is in the JSON of a Google service account
             account = self._account(text)
             key, issuer = account['private_key'], account['client_email']
             uri = self._value('token_uri', account['token_uri'])
@@ -314,7 +316,7 @@ class _Request:
         self._host = host
         return uri
 
-    # What is answered
+    # The answer
 
     def _token(self, answer):
         if len(answer.data) > ANSWER_SIZE:
@@ -345,7 +347,7 @@ class _Request:
 def _read(option, path):
     "Return the text of a file that holds the value of an option"
     try:
-        # What is no file could make the opening wait without end
+        # O_NONBLOCK, because opening a FIFO would wait without end
         handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))
         with open(handle, 'rb') as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -375,7 +377,7 @@ def _bounded(response):
 
 
 def _words(error):
-    "Return what an error says, without anything that was sent or answered"
+    "Return the words of an error without data of the request or the answer"
     if isinstance(error, urllib.error.URLError):
         error = error.reason
     if isinstance(error, TimeoutError):
@@ -394,11 +396,11 @@ def _is_here(host):
         return host == 'localhost'
 
 
-# An HTTP client whose connections end in time and that prints nothing
+# An HTTP client whose connections end in time, and which prints nothing
 
 
 class _Silent:
-    "A connection whose socket is watched, and which is never debugged"
+    "A connection whose socket is watched, and which never prints its data"
     debuglevel = 0
 
     def __init__(self, *args, opening, **keywords):
@@ -436,14 +438,14 @@ class _Handler(
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    "Nobody else gets what is meant for the endpoint"
+    "Follow no redirect: the secret is meant for the endpoint alone"
 
     def redirect_request(self, *args):
         return None
 
 
 def _opener(opening, host):
-    # Nobody else is between this machine and itself
+    # No proxy to this machine itself
     proxies = {} if _is_here(host) else {
         scheme: proxy
         for scheme, proxy in urllib.request.getproxies().items()

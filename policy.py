@@ -62,8 +62,8 @@ def after(row, outcome, now, settings, chance=random.random):
     row = _decided(row, outcome, now)
     if not row.remaining:
         return _complete(row, outcome, now)
-    if outcome.uncertain:
-        return _unanswered(row, outcome.uncertain, now, settings)
+    if outcome.unanswered:
+        return _unanswered(row, outcome.unanswered, now, settings)
     if outcome.deferred:
         return _deferred(row, outcome, now, settings, chance)
     return _troubled(row, outcome.trouble, now, settings)

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What the module's own programs have in common."""
+"""How the programs of the module open a database."""
 from contextlib import contextmanager
 
 from trytond.pool import Pool

@@ -147,7 +147,7 @@ class Retention:
 
         :param address: one email address.
         :return: an :class:`Erased` of the numbers of emails as they are now.
-        :raises EmailQueueError: ``address`` is not one.
+        :raises ArgumentError: ``address`` is not one.
         """
         address = _Address(address)
         deleted = changed = busy = 0
@@ -234,7 +234,8 @@ class Retention:
                 ids = [id_ for id_, in cursor]
                 if not ids:
                     break
-                count += sum(map(move, ids))
+                for id_ in ids:
+                    count += move(id_)
                 last = ids[-1]
             purge(cls)
         return count
@@ -435,13 +436,10 @@ class EraseAddress(QueueWizard):
         return 'confirm'
 
     def default_confirm(self, fields):
-        numbers = {name: getattr(self.confirm, name) or 0
-            for name in Erased._fields}
         return {
             'address': self.start.address,
-            'summary': gettext('email_queue.msg_erase_count', **numbers),
             'warning': gettext('email_queue.msg_erase_final'),
-            **numbers,
+            **{name: getattr(self.confirm, name) for name in Erased._fields},
             }
 
     def transition_erase(self):
@@ -460,22 +458,23 @@ class EraseAddressStart(ModelView):
 
     address = fields.Char(
         "Address", required=True,
-        help="The email address about which everything is erased.\n"
-        "Emails to this address only are deleted, also those that wait.\n"
-        "Other emails lose the address, and their message once it no longer "
-        "has to be sent.\n"
-        "This cannot be undone.")
+        help="The email address about which everything is erased.")
 
 
 class EraseAddressConfirm(ModelView):
     __name__ = 'email.queue.erase_address.confirm'
 
     address = fields.Char("Address", readonly=True)
-    summary = fields.Char("Summary", readonly=True)
+    deleted = fields.Integer(
+        "Deletions", readonly=True,
+        help="The emails that are to this address only.")
+    changed = fields.Integer(
+        "Changes", readonly=True,
+        help="The emails that would lose the address.")
+    busy = fields.Integer(
+        "Skipped", readonly=True,
+        help="The emails that are being sent now.")
     warning = fields.Char("Warning", readonly=True)
-    deleted = fields.Integer("Deleted", readonly=True)
-    changed = fields.Integer("Changed", readonly=True)
-    busy = fields.Integer("Busy", readonly=True)
 
 
 class EraseAddressDone(ModelView):

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What the server answers to a monitoring system."""
+"""The answers of the web server to a monitoring system."""
 import json
 
 from trytond.protocols.wrappers import (
@@ -40,7 +40,8 @@ def _health_of_member(pool):
     try:
         Health = pool.get('email.queue.health')
     except KeyError:
-        # The route is there for all databases, the module may be not
+        # The route exists for every database, also for those in which the
+        # module is not activated
         abort(HTTPStatus.NOT_FOUND)
     if Transaction().user not in {u.id for u in Health.members()}:
         abort(HTTPStatus.FORBIDDEN)

@@ -32,18 +32,20 @@ from .tools import forget, own_transaction
 __all__ = ['in_trouble', 'run', 'send']
 logger = logging.getLogger(__name__)
 
-# A herd of tasks must not be one of connections
+# Many tasks at once must not each connect to a server that is down
 TROUBLED_SECONDS = 10
-# What a worker's task waits for servers, which go on without it
+# How long a worker's task waits, in seconds; the threads of slow servers go on
+# without it
 TASK_SECONDS = 1
 # A run that a person started in a client ends so early, because the client
 # waits for it
 BY_HAND_SECONDS = 10
-# In a row without anything to claim, though something is due
+# Runs in a row that claimed nothing although rows are due, because somebody
+# has locked them
 IDLE_RUNS = 2
-# Of a thread: its transaction, and the sender's
+# The connections of a thread: of its transaction, and of its sender
 CONNECTIONS_EACH = 2
-# The caller's, and those that listen for the cache and the bus
+# The connection of the caller, and those that listen for the cache and the bus
 CONNECTIONS_BESIDE = 3
 _troubled_at = {}
 
@@ -126,10 +128,10 @@ def run(Model):
         errors = _missing(Model, names)
     if (len(names) > 1 and Transaction().database.has_select_for()
             and _enough_connections(len(names))):
-        errors += _drain_side_by_side(
+        errors += _side_by_side(
             Model, names, run_time, TASK_SECONDS if is_task else run_time)
     else:
-        errors += _drain_in_turn(Model, names, run_time)
+        errors += _in_turn(Model, names, run_time)
     _tell(errors)
 
 
@@ -169,13 +171,16 @@ def _missing(Model, names):
 
 
 def _tell(errors):
-    "Raise one error and report the others as the scheduler does with that"
-    # The scheduler tries again after what is not for the administrator
+    """Raise the first error and report the others.
+
+    In the way the scheduler reports the one that is raised.
+    """
+    # Unexpected errors first, because the scheduler retries a run after them
     errors.sort(key=lambda e: isinstance(e, EmailQueueError))
     for error in errors[1:]:
         _report(error)
-    for error in errors[:1]:
-        raise error
+    if errors:
+        raise errors[0]
 
 
 def _report(error):
@@ -188,44 +193,47 @@ def _report(error):
             pool.get('ir.error').report(cron, error)
 
 
-def _drain_in_turn(Model, names, seconds):
+def _in_turn(Model, names, seconds):
     "Drain one server after another and return the errors"
     errors = []
     for name in names:
         try:
-            _drain(Model, name, Deadline(seconds / len(names)))
+            _send_due(Model, name, Deadline(seconds / len(names)))
         except Exception as error:
             errors.append(error)
     return errors
 
 
-def _drain_side_by_side(Model, names, seconds, patience):
+def _side_by_side(Model, names, seconds, patience):
     """Drain the servers in threads and return the errors.
 
     A server that hangs for longer than the seconds of ``patience`` is left to
     its thread: the next run finds its slot taken and sends to the others.
     """
     with _opened(Model) as store:
-        # Later it could take the slot of a dead sender from its thread
+        # Before the threads start, because recovering locks the slots of dead
+        # senders for a moment
         store.recover()
-    drains = [_Drain(Model, name, Deadline(seconds)) for name in names]
+    threads = [_ServerThread(Model, name, Deadline(seconds)) for name in names]
     end, caller = time.monotonic() + patience, _Caller()
     try:
-        for drain in drains:
-            drain.start()
-        for drain in drains:
-            while (drain.is_alive()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while (thread.is_alive()
                     and (seconds := end - time.monotonic()) > 0):
-                drain.join(min(seconds, BEAT_SECONDS))
+                thread.join(min(seconds, BEAT_SECONDS))
                 caller.touch()
     except BaseException:
-        for drain in drains:
-            drain.deadline.cut()
+        for thread in threads:
+            thread.deadline.cut()
         raise
-    return [d.error for d in drains if not d.leave() and d.error]
+    # All are left to themselves, before the first error is looked at
+    ended = [thread for thread in threads if not thread.leave()]
+    return [thread.error for thread in ended if thread.error]
 
 
-class _Drain(threading.Thread):
+class _ServerThread(threading.Thread):
     """What a run does for one of several servers.
 
     The interpreter waits for it at its end, so that nothing is sent twice.
@@ -246,7 +254,7 @@ class _Drain(threading.Thread):
     def run(self):
         try:
             with self._transaction():
-                _drain(self._Model, self._server, self.deadline)
+                _send_due(self._Model, self._server, self.deadline)
         except Exception as error:
             self.error = error
         with self._lock:
@@ -259,20 +267,23 @@ class _Drain(threading.Thread):
         return Transaction().start(self._database, 0, context=self._context)
 
     def leave(self):
-        "Let it tell its error itself, unless it is over, and return whether"
+        """Let the thread report its own error from now on.
+
+        :return: False where it has ended already, and ``error`` is its error.
+        """
         with self._lock:
             self._is_left = not self._is_over
         return self._is_left
 
 
-def _drain(Model, server, deadline):
+def _send_due(Model, server, deadline):
     "Send the due emails of a server if a slot of it is free"
     failed, more, idle = [], True, 0
     try:
         settings = Settings.read(server)
         # What is due may be locked by somebody who takes long
         while more and idle < IDLE_RUNS:
-            sender, more = _run(Model, server, settings, deadline)
+            sender, more = _with_slot(Model, server, settings, deadline)
             if sender:
                 idle = 0 if sender.claimed else idle + 1
                 failed += sender.failed
@@ -282,7 +293,7 @@ def _drain(Model, server, deadline):
             gettext('email_queue.msg_not_recorded', error=error),
             gettext('email_queue.msg_not_recorded_description')) from error
     finally:
-        _finish(Model, failed)
+        _tell_failed(Model, failed)
 
 
 def _check_trouble(sender):
@@ -307,16 +318,16 @@ def _server_name(server):
     return f'{server} ({name})' if server else name
 
 
-def _finish(Model, failed):
+def _tell_failed(Model, failed):
     try:
         if failed:
             Model.run_finished(failed)
     except Exception:
-        # It is told for the convenience of users, what was done is recorded
+        # The hook only informs users; everything is recorded by now
         logger.exception("error in the hook for the end of a run")
 
 
-def _run(Model, server, settings, deadline):
+def _with_slot(Model, server, settings, deadline):
     "Return the sender, None without a slot, and whether more is due"
     caller = _Caller()
     with _opened(Model, server) as store:
@@ -332,7 +343,7 @@ def _run(Model, server, settings, deadline):
             _retain(store, sender.known, known)
         finally:
             store.slot.give_back()
-        # Whoever found no slot in the meantime relies on it
+        # A run that found no slot meanwhile relies on this second look
         return sender, not sender.late and store.has_due()
 
 
@@ -388,17 +399,20 @@ def send(email, server=None):
 
 def _send(store, email, settings, server, caller):
     "Return the row as it was recorded, None where it can not be claimed"
-    for row in store.claim_record(email.id):
-        identity.remember()
-        outcome = None
-        if not row.expired(store.now()):
-            outcome = _send_row(store.Model, row, settings, server)
-        before, row = row, _judged(store, row, outcome, settings)
-        recorder = Recorder(store, Gate(1), settings, caller.touch)
-        recorder.add(told(before, row, outcome))
-        insist(recorder.finish)
-        log_row(row)
-        return row
+    rows = store.claim_record(email.id)
+    if not rows:
+        return None
+    claimed, = rows
+    identity.remember()
+    outcome = None
+    if not claimed.expired(store.now()):
+        outcome = _send_row(store.Model, claimed, settings, server)
+    row = _judged(store, claimed, outcome, settings)
+    recorder = Recorder(store, Gate(1), settings, caller.touch)
+    recorder.add(told(claimed, row, outcome))
+    insist(recorder.finish)
+    log_row(row)
+    return row
 
 
 def _judged(store, row, outcome, settings):

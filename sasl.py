@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """The login at a mail server by a token instead of a password.
 
-XOAUTH2 is what Microsoft and Google have made, OAUTHBEARER the standard of it
+XOAUTH2 is the mechanism of Microsoft and Google, OAUTHBEARER the standard one
 (RFC 7628).
 """
 import base64
@@ -22,20 +22,20 @@ _plain = re.compile(r'[\x21-\x7e]+')
 
 
 def user_of(uri):
-    """Return the user by whose name a token logs in.
+    """Return the name of the user who logs in by a token.
 
-    :raises LoginError: the URI has none, or also a password.
+    :raises LoginError: the URI has no user, or has a password.
     """
     uri = config.parse_uri(uri)
     if not uri.username:
         raise LoginError(
             "the URI of the server has no user to log in by OAuth")
     if uri.password:
-        # trytond would have logged in by it
+        # trytond logs in by the password before the module could by the token
         raise LoginError(
             "the URI of the server has a password, which a login by OAuth "
             "does not need: take it out")
-    # As trytond reads it
+    # trytond decodes the user in the same way
     user = unquote_plus(uri.username)
     if not _plain.fullmatch(user):
         raise LoginError(
@@ -45,16 +45,17 @@ def user_of(uri):
 
 
 def log_in(server, user, token):
-    """Log in at a connected ``smtplib.SMTP`` that has answered to EHLO.
+    """Log in at a server that has answered to EHLO.
 
+    :param server: the connected ``smtplib.SMTP``.
     :raises smtplib.SMTPAuthenticationError: the server refuses the token.
-    :raises LoginError: there is no way to offer it one.
+    :raises LoginError: the token cannot be sent to the server.
     """
     if not _plain.fullmatch(token):
         raise LoginError("the token has other characters than ASCII ones")
     if not _is_private(server.sock):
         raise LoginError(
-            "the connection is not encrypted, so that it gets no token: "
+            "the connection is not encrypted, so no token is sent: "
             "the URI has to begin with smtp+tls:// or smtps://")
     offered = server.esmtp_features.get('auth', '').upper().split()
     for mechanism, response in [
@@ -68,7 +69,8 @@ def log_in(server, user, token):
     try:
         server.auth(
             mechanism,
-            # What follows a challenge, which tells that it is refused
+            # A challenge says that the server refuses the token, and waits for
+            # a last response
             lambda challenge=None: initial if challenge is None else refused)
     except smtplib.SMTPException as error:
         words = _words(error)
@@ -86,7 +88,7 @@ def _xoauth2(server, user, token):
 
 
 def _oauthbearer(server, user, token):
-    # RFC 5801 4
+    # How RFC 5801 4 writes = and , in a name
     name = user.replace('=', '=3D').replace(',', '=2C')
     host, port, *_ = server.sock.getpeername()
     host = getattr(server, '_host', host)
@@ -96,7 +98,7 @@ def _oauthbearer(server, user, token):
 
 
 def _is_private(sock):
-    "Return whether nobody on the way can read what the socket sends"
+    "Return whether the connection is encrypted, or stays on this machine"
     if isinstance(sock, ssl.SSLSocket):
         return True
     host = str(sock.getpeername()[0]).partition('%')[0]

@@ -104,7 +104,8 @@ class Sender:
     @property
     def in_trouble(self):
         "Whether trouble ended the run or let nothing be accepted in it"
-        return self.trouble and (self._stopped_early or not self.accepted)
+        return bool(self.trouble) and (
+            self._stopped_early or not self.accepted)
 
     @property
     def late(self):
@@ -146,7 +147,7 @@ class Sender:
         for row in self._addresses.look_up(rows):
             self._held[row.id] = row._replace(msg=None)
             self._work.put(row)
-        # Only now: were it to fail, the rows would be given back
+        # After the hand-over, so that the rows are given back if this fails
         if rows and not self.claimed:
             self.claimed = True
             identity.remember()
@@ -156,7 +157,8 @@ class Sender:
         if not self._gate.wait(BEAT_SECONDS):
             self._check_threads()
         elif len(self._gate.outcomes()) < len(self._held):
-            # To record each by itself lets both sides wait for each other
+            # Recording one by one makes this thread and the sessions wait for
+            # each other
             self._gate.gather(
                 self._recorder.recorded_at + RECORD_SECONDS - time.monotonic())
 
@@ -168,12 +170,12 @@ class Sender:
         self._gate.settled(len(pairs))
 
     def _check_threads(self):
-        # What a dead one was at is recovered as of a dead sender
+        # The row of a dead thread is recovered like those of a dead sender
         if not all(t.is_alive() for t in self._threads):
             raise RuntimeError("a thread of the sender has died")
 
     def _settle(self, pairs):
-        # What is recorded together has one time
+        # One timestamp for all rows that one statement records
         self._now = self.store.now()
         now = time.monotonic()
         self._pace.finished(len(pairs))

@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Emails that are sent by ``trytond.sendmail`` go in the queue.
+"""How emails that are sent by ``trytond.sendmail`` get into the queue.
 
-A data manager's ``commit`` runs in the transaction of the database, before it
-is committed: there the emails become rows, so that a rollback sends nothing.
+They become rows in the ``commit`` of a data manager, which trytond calls in
+the transaction before it commits, so that a rollback sends nothing.
 """
 from email.message import Message
 from inspect import signature
@@ -24,7 +24,8 @@ def set_options(msg, **options):
     :param options: keywords of ``EmailQueue.queue_mail``.
     """
     if options.get('resource') is not None:
-        # A record can not be copied, as the message is with all that it has
+        # As text, because a message is copied with its attributes, and a
+        # record cannot be copied
         options['resource'] = str(options['resource'])
     msg.email_queue = options
 
@@ -34,8 +35,8 @@ class QueueDataManager:
 
     For the argument ``datamanager`` of ``send_message_transactional``.
 
-    :param strict: whether an email that can not be queued is an error. Else
-        it becomes a failed one.
+    :param strict: whether an email that cannot be queued is an error.
+        Otherwise it becomes a failed email.
     """
 
     def __init__(self, strict=True):
@@ -43,7 +44,7 @@ class QueueDataManager:
         self.queue = []
 
     def put(self, from_addr, to_addrs, msg):
-        # At the commit the caller could do nothing about it
+        # Checked here, because at the commit it is too late for the caller
         check_writable()
         self.queue.append((from_addr, to_addrs, msg))
 
@@ -72,7 +73,7 @@ class QueueDataManager:
 
 
 def queue_now():
-    "Queue what the current transaction would queue at its commit"
+    "Queue now what the current transaction would queue at its commit"
     transaction = Transaction()
     managers = [QueueDataManager]
     if _is_captured(SMTPDataManager):
@@ -83,13 +84,13 @@ def queue_now():
 
 
 def capture():
-    """Let core's own data manager put its emails in the queue.
+    """Let the data manager of trytond put its emails in the queue.
 
-    The one place that changes trytond: its modules import the class by name,
-    so that only a change of the class itself reaches them all.
+    The class itself is changed, because trytond's modules import it by name.
+    Nothing else in the module changes trytond.
 
-    :return: a function that undoes it.
-    :raises RuntimeError: trytond is not as this relies on.
+    :return: a function that gives the class its own methods back.
+    :raises RuntimeError: the class is not as the module knows it.
     """
     Manager = SMTPDataManager
     _check(Manager)
@@ -101,7 +102,8 @@ def capture():
         core_commit(self, transaction)
 
     def tpc_vote(self, transaction):
-        # What a trigger on the queue itself sends is left in it
+        # The emails that the creation of queued emails has sent in this very
+        # commit are left: they go the way of core
         if self.queue or not _captured(self, transaction):
             core_tpc_vote(self, transaction)
 
@@ -137,7 +139,7 @@ def _check(Manager):
 
 
 def _captured(manager, transaction):
-    "Return the queue that the manager's emails go in, None for core's way"
+    "Return the model that queues the emails of a manager, None if core sends"
     has_server = manager.uri is not None or manager._server is not None
     if not (has_server or transaction.readonly):
         try:
@@ -148,7 +150,8 @@ def _captured(manager, transaction):
 
 
 def _queue(manager, EmailQueue):
-    # Each commit of a transaction comes here: what is queued must be gone
+    # Empty the list, because each further commit of the transaction comes
+    # here again
     emails, manager.queue = manager.queue, []
     if emails:
         EmailQueue.queue_captured(emails, strict=manager.strict)

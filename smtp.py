@@ -119,18 +119,19 @@ class Outcome:
 
     ``refused`` for good and ``deferred`` for now map addresses to the server's
     words. Recipients in none of the three are still to go: because of
-    ``trouble`` with the server, or as the connection broke after the final
-    dot (``uncertain`` has the words). ``refusal`` is the step and the words
-    without addresses and digits, so that it is equal for messages that the
-    server refused alike; None where it accepted a recipient or named a
-    mailbox. ``queue_ids`` are the names that the server's own log has for what
-    it accepted. ``reasons`` says of addresses in ``refused`` and ``deferred``
-    what the server did not say itself: values of ``reasons.REASONS``.
+    ``trouble`` with the server, or because the connection broke after the
+    final dot: ``unanswered`` has the words, ``uncertain`` is another name for
+    it. ``refusal`` is the step and the words without addresses and digits, so
+    that it is equal for messages that the server refused alike; None where it
+    accepted a recipient or named a mailbox. ``queue_ids`` are the names that
+    the server's own log has for what it accepted. ``reasons`` says of
+    addresses in ``refused`` and ``deferred`` what the server did not say
+    itself: values of ``reasons.REASONS``.
     """
     accepted: list = field(default_factory=list)
     refused: dict = field(default_factory=dict)
     deferred: dict = field(default_factory=dict)
-    uncertain: str = ''
+    unanswered: str = ''
     trouble: Trouble = None
     refusal: str = None
     queue_ids: list = field(default_factory=list, compare=False)
@@ -140,7 +141,15 @@ class Outcome:
     def decided(self):
         "Whether the server has decided on the message for any recipient"
         return bool(
-            self.accepted or self.refused or self.deferred or self.uncertain)
+            self.accepted or self.refused or self.deferred or self.unanswered)
+
+    @property
+    def uncertain(self):
+        return self.unanswered
+
+    @uncertain.setter
+    def uncertain(self, words):
+        self.unanswered = words
 
     def remaining(self, addresses):
         "Return those of ``addresses`` that nothing is decided about"
@@ -170,17 +179,22 @@ class Outcome:
 class _Lost(Exception):
     """The connection is of no more use.
 
-    ``uncertain``: the message was transmitted and its answer is not known.
-    ``silent``: by a time-out or an answer that makes no sense.
-    ``ended``: the server has had enough of the session, not of the message.
+    ``is_of_session`` tells that the server had enough of the session, or may
+    have ended it before this message: the message is not what it refuses.
     """
 
-    def __init__(self, words, silent=False, ended=False):
+    def __init__(self, words, is_of_session=False):
         super().__init__(words)
         self.words = words
-        self.silent = silent
-        self.ended = ended
-        self.uncertain = False
+        self.is_of_session = is_of_session
+
+
+class _Nonsense(_Lost):
+    "By a time-out or an answer that makes no sense: as of no SMTP server"
+
+
+class _Unanswered(_Lost):
+    "After the message was transmitted: nobody knows whether it was accepted"
 
 
 def trouble_of(error):
@@ -210,8 +224,8 @@ class Client:
     :param server: a connected ``smtplib.SMTP`` to use for the first session.
     :param timeout: seconds for every step, where the URI gives none.
     :param data_timeout: seconds for the answer to the final dot.
-    :param messages: of a session.
-    :param recipients: of an SMTP transaction.
+    :param max_messages: how many messages go through a session.
+    :param max_recipients: how many recipients an SMTP transaction has.
     :param verdict: a function like ``replies.verdict``.
     :param tokens: a function that returns the token to log in with, None for
         the login by the password of the URI. Its argument ``refused`` is one
@@ -221,14 +235,14 @@ class Client:
     """
 
     def __init__(self, uri=None, server=None, timeout=60, data_timeout=600,
-            messages=100, recipients=50, verdict=verdict,
+            max_messages=100, max_recipients=50, verdict=verdict,
             tokens=lambda refused=None: None, return_path=''):
         self.uri = uri or config.get('email', 'uri')
         match = _timeout.search(self.uri)
         self.timeout = int(match[1]) if match else timeout
         self.data_timeout = data_timeout
-        self.messages = messages
-        self.recipients = recipients
+        self.max_messages = max_messages
+        self.max_recipients = max_recipients
         self.verdict = verdict
         self.tokens = tokens
         self.return_path = return_path
@@ -240,44 +254,55 @@ class Client:
         "Return the :class:`Outcome` of sending ``mail`` to its recipients"
         if self.return_path and mail.from_addr != NULL_SENDER:
             mail = mail._replace(from_addr=self.return_path)
-        outcome = Outcome()
-        lost = False
+        outcome, losses = Outcome(), 0
         while remaining := outcome.remaining(mail.to_addrs):
             try:
-                session = self._ready_session(self.pipelining and not lost)
+                session = self._ready_session(self.pipelining and not losses)
             except Exception as error:
                 outcome.trouble = trouble_of(error)
                 return outcome
             try:
-                session.send(mail, remaining[:self.recipients], outcome)
-                lost = False
-            except _Lost as error:
-                self.drop()
-                if error.uncertain:
-                    outcome.uncertain = error.words
-                    return outcome
-                if error.silent:
-                    self.pipelining = False
-                if error.ended or session.stale:
-                    # Not a loss of this message's
-                    continue
-                if lost and not outcome.trouble:
-                    outcome.defer(
-                        outcome.remaining(remaining),
-                        session.step, error.words)
-                lost = True
-            except Exception as error:
-                logger.debug("unexpected error", exc_info=True)
-                self.drop()
-                outcome.refuse(
-                    outcome.remaining(remaining), session.step,
-                    _printable(f'{type(error).__name__}: {error}'),
-                    reason='unsendable')
-            if outcome.trouble:
-                if outcome.trouble.lasting or session.closed:
-                    self.drop()
+                losses = self._transact(
+                    session, mail, remaining, outcome, losses)
+            except _Lost:
+                # The same once more, in a new session
+                continue
+            if outcome.trouble or outcome.unanswered:
                 return outcome
         return outcome
+
+    def _transact(self, session, mail, remaining, outcome, losses):
+        """Do one SMTP transaction and add to ``outcome``.
+
+        :param losses: how many connections the message has lost in a row.
+        :return: how many it has lost by now.
+        :raises _Lost: the session had ended, so it is no loss of the message.
+        """
+        try:
+            session.send(mail, remaining[:self.max_recipients], outcome)
+            losses = 0
+        except _Lost as error:
+            self.drop()
+            if isinstance(error, _Unanswered):
+                outcome.unanswered = error.words
+                return losses
+            if isinstance(error, _Nonsense):
+                self.pipelining = False
+            if error.is_of_session:
+                raise
+            losses += 1
+            if losses > 1 and not outcome.trouble:
+                outcome.defer(
+                    outcome.remaining(remaining), session.step, error.words)
+        except Exception as error:
+            logger.debug("unexpected error", exc_info=True)
+            self.drop()
+            outcome.refuse(
+                outcome.remaining(remaining), session.step,
+                _printable(f'{type(error).__name__}: {error}'))
+        if outcome.trouble and (outcome.trouble.lasting or session.closed):
+            self.drop()
+        return losses
 
     @property
     def is_open(self):
@@ -297,7 +322,7 @@ class Client:
             self._session = None
 
     def _ready_session(self, pipelining):
-        if self._session and self._session.messages >= self.messages:
+        if self._session and self._session.messages >= self.max_messages:
             self.close()
         if not self._session:
             server = self._logged_in()
@@ -504,7 +529,7 @@ class _Lines:
     def readline(self, size):
         self._left -= 1
         if self._left < 0:
-            raise _Lost("an answer without end", silent=True)
+            raise _Nonsense("an answer without end")
         return self.file.readline(size)
 
     def close(self):
@@ -576,11 +601,6 @@ class _Session:
         self._size_limit = _size_limit(self._offers)
         self._received = b''
 
-    @property
-    def stale(self):
-        "Whether the server may have ended it before this message"
-        return self.messages > 1 and self.step == 'mail'
-
     def send(self, mail, recipients, outcome):
         """Do one SMTP transaction and add to ``outcome``.
 
@@ -589,8 +609,16 @@ class _Session:
         self.messages += 1
         self.step = 'mail'
         recipients = self._possible(mail, recipients, outcome)
-        if not recipients:
-            return
+        try:
+            if recipients:
+                self._transact(mail, recipients, outcome)
+        except _Lost as error:
+            if self.messages > 1 and self.step == 'mail':
+                # The server may have ended it before this message
+                error.is_of_session = True
+            raise
+
+    def _transact(self, mail, recipients, outcome):
         options = self._offered(mail.rcpt_options)
         commands = [
             self._mail_command(mail, recipients),
@@ -600,8 +628,8 @@ class _Session:
         try:
             self._ask(commands, replies)
         except _Lost as error:
-            if replies and not error.silent:
-                # What it refused before it closed is refused
+            if replies and not isinstance(error, _Nonsense):
+                # Replies received before the connection broke still count
                 self._judge(recipients, replies, outcome)
             raise
         self._check_ended(replies)
@@ -625,7 +653,7 @@ class _Session:
                     reply.code == 421
                     or (number == 0 and reply.temporary)
                     or meaning(reply) == SESSION):
-                raise _Lost(str(reply), ended=True)
+                raise _Lost(str(reply), is_of_session=True)
 
     def quit(self):
         try:
@@ -709,7 +737,7 @@ class _Session:
                 except _Lost as error:
                     raise broken or error
                 if not self._expected(reply):
-                    raise _Lost(f"unexpected answer: {reply}", silent=True)
+                    raise _Nonsense(f"unexpected answer: {reply}")
                 replies.append(reply)
                 if reply.code == 421:
                     return
@@ -802,15 +830,14 @@ class _Session:
         try:
             reply = reply or self._reply(self.data_timeout)
             if not (reply.good or reply.code >= 400):
-                raise _Lost(f"unexpected answer: {reply}", silent=True)
+                raise _Nonsense(f"unexpected answer: {reply}")
         except _Lost as error:
-            error.uncertain = True
-            raise
+            raise _Unanswered(error.words) from error
         if reply.good:
             outcome.accept(recipients)
             outcome.queue_ids.append(_queue_id_of(reply))
         elif self.messages > 1 and meaning(reply) == SESSION:
-            raise _Lost(str(reply), ended=True)
+            raise _Lost(str(reply), is_of_session=True)
         else:
             self._blame('dot', reply, recipients, outcome)
         return reply.good
@@ -823,7 +850,8 @@ class _Session:
             reply = None
         if reply and reply.code >= 400:
             return reply
-        error.uncertain = self.step == 'dot'
+        if self.step == 'dot':
+            raise _Unanswered(error.words) from error
         raise error
 
     def _abandon(self, lone_dot):
@@ -843,17 +871,15 @@ class _Session:
     def _expect_silence(self):
         "Give up a server that answers more than it was asked"
         if self._received:
-            raise _Lost(
-                f"unexpected answer: {_printable(self._received)}",
-                silent=True)
+            raise _Nonsense(
+                f"unexpected answer: {_printable(self._received)}")
 
     def _write(self, data):
         try:
             self.server.sock.settimeout(self.timeout)
             self.server.sock.sendall(data)
         except OSError as error:
-            raise _Lost(
-                _words(error), silent=isinstance(error, TimeoutError))
+            raise _broken(error)
 
     def _reply(self, timeout):
         "Return the next reply, which must be complete in ``timeout`` seconds"
@@ -863,15 +889,15 @@ class _Session:
             line = self._line(deadline)
             match = _reply_line.fullmatch(line)
             if not match:
-                raise _Lost(
-                    f"not an answer: {_printable(line)}", silent=True)
+                raise _Nonsense(
+                    f"not an answer: {_printable(line)}")
             if code and code != match[1]:
-                raise _Lost("an answer with two codes", silent=True)
+                raise _Nonsense("an answer with two codes")
             code, more, text = match.groups()
             lines.append(text or b'')
             if more != b'-':
                 return Reply(int(code), _printable(b' '.join(lines)))
-        raise _Lost("an answer without end", silent=True)
+        raise _Nonsense("an answer without end")
 
     def _line(self, deadline):
         server = self.server
@@ -879,16 +905,15 @@ class _Session:
             server.file = server.sock.makefile('rb')
         while b'\n' not in self._received:
             if len(self._received) > LINE_LENGTH:
-                raise _Lost("an answer without end", silent=True)
+                raise _Nonsense("an answer without end")
             seconds = deadline - time.monotonic()
             if seconds <= 0:
-                raise _Lost("timed out", silent=True)
+                raise _Nonsense("timed out")
             try:
                 server.sock.settimeout(seconds)
                 received = server.file.read1(LINE_LENGTH)
             except OSError as error:
-                raise _Lost(
-                    _words(error), silent=isinstance(error, TimeoutError))
+                raise _broken(error)
             if not received:
                 raise _Lost(_words(ConnectionResetError()))
             self._received += received
@@ -923,6 +948,12 @@ def _printable(text):
     if not text.isprintable():
         text = ''.join(c if c.isprintable() else ' ' for c in text)
     return with_domains(' '.join(text.split())[:LENGTH])
+
+
+def _broken(error):
+    "Return the loss that an error of the socket is"
+    Loss = _Nonsense if isinstance(error, TimeoutError) else _Lost
+    return Loss(_words(error))
 
 
 def _words(error):

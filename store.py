@@ -36,9 +36,18 @@ CRASHES_ALONE, CRASHES_FAILED = 3, 10
 CRASH_DELAY = dt.timedelta(minutes=1)
 UNRECORDED_DELAY = dt.timedelta(minutes=15)
 
+# What an outcome changes, and is the same for many rows that are sent; what is
+# recorded of any row
+OUTCOME_COLUMNS = (
+    'state', 'accepted', 'refused', 'attempts', 'first_attempt',
+    'uncertain', 'sent_at', 'reason', 'error', 'suspect', 'suspect_since',
+    'priority', 'own_priority')
+RECORDED_COLUMNS = OUTCOME_COLUMNS + (
+    'scheduled_at', 'queue_id')
+
 
 class Row(NamedTuple):
-    "What a sender reads of a record; it writes what is ``recorded``"
+    "What a sender reads of a record; it writes RECORDED_COLUMNS"
     id: int
     server: str
     priority: str
@@ -72,17 +81,14 @@ class Row(NamedTuple):
     events: tuple = ()
     dead: tuple = ()
 
-    ended = (
-        'state', 'accepted', 'refused', 'attempts', 'first_attempt',
-        'uncertain', 'sent_at', 'reason', 'error', 'suspect', 'suspect_since',
-        'priority', 'own_priority')
-    recorded = ended + ('scheduled_at', 'queue_id')
-
     @property
-    def ending(self):
-        "What is recorded of a sent row: that of many is the same"
+    def gist(self):
+        """What is recorded of a sent row, None for a row in another state.
+
+        Rows with equal values share one statement.
+        """
         if self.state == 'sent':
-            return _ending(self), self.loses_message
+            return _outcome_values(self), self.loses_message
 
     @property
     def loses_message(self):
@@ -103,7 +109,7 @@ class Row(NamedTuple):
 
 
 _columns = [name for name in Row._fields if name not in {'events', 'dead'}]
-_ending = operator.attrgetter(*Row.ended)
+_outcome_values = operator.attrgetter(*OUTCOME_COLUMNS)
 
 
 class Unnest(Function):
@@ -296,7 +302,7 @@ class Store:
         return rows
 
     def claim_alone(self):
-        "Claim the next row that its senders died with"
+        "Claim the next row whose senders keep dying"
         t = self.Model.__table__()
         return self._checked(self._claim(
                 t, self._due(t) & (t.crashes >= CRASHES_ALONE), limit=1))
@@ -447,12 +453,16 @@ class Store:
                     [r.id for r in rows], partial(locking, skip=False)))
             rows = [r for r in rows if r.id in held]
             self._tell((r.id, event) for r in rows for event in r.events)
-            return (
-                sum(self._record_alike([r]) for r in rows if r.loses_message)
-                + self._record_each([r for r in rows if not r.loses_message]))
+            count = self._record_each(
+                [r for r in rows if not r.loses_message])
+            for row in rows:
+                if row.loses_message:
+                    count += self._record_group([row])
+            return count
 
-    def _record_alike(self, rows):
-        names, values = Row.ended, _ending(rows[0])
+    def _record_group(self, rows):
+        "Record rows of one gist by one statement, and return their number"
+        names, values = OUTCOME_COLUMNS, _outcome_values(rows[0])
         if rows[0].loses_message:
             names += ('msg', 'file_id')
             values += (None, None)
@@ -482,11 +492,11 @@ class Store:
         if not rows:
             return 0
         values = [
-            tuple(getattr(r, n) for n in Row.recorded) for r in rows]
+            tuple(getattr(r, n) for n in RECORDED_COLUMNS) for r in rows]
         # In one transaction where psycopg pipelines them
         return self.slot.execute_many(
-            str(self._update(Row.recorded, values[0], [0])), [
-                self._update(Row.recorded, v, [r.id]).params
+            str(self._update(RECORDED_COLUMNS, values[0], [0])), [
+                self._update(RECORDED_COLUMNS, v, [r.id]).params
                 for r, v in zip(rows, values)]).rowcount
 
     def locked(self, rows):
@@ -535,24 +545,16 @@ class Store:
         "Write the outcome of rows that this sender holds"
         if not rows:
             return
-        alike = collections.defaultdict(list)
         told = [r for r in rows if r.events]
-        for row in rows:
-            if not row.events:
-                alike[row.ending or row.id].append(row)
-        groups, each = [], []
-        for group in alike.values():
-            if len(group) > 1 or group[0].loses_message:
-                groups.append(group)
-            else:
-                each += group
+        groups, each = _grouped(r for r in rows if not r.events)
         file_ids = [r.id for r in rows if r.loses_message and r.file_id]
         if file_ids:
-            # Before, or a crash would forget them: a row that still has its
-            # file keeps it
+            # Queue the files first: after a crash, those that a row still
+            # refers to are kept
             self.Model.msg.queue_for_removal(self.Model, 'msg', file_ids)
-        count = sum(map(self._record_alike, groups))
-        count += self._record_each(each)
+        count = self._record_each(each)
+        for group in groups:
+            count += self._record_group(group)
         if told:
             count += self._record_told(told)
         if count != len(rows):
@@ -575,3 +577,17 @@ class Store:
             files.purge(self.Model)
         except Exception:
             logger.exception("files are left to the daily job")
+
+
+def _grouped(rows):
+    "Return lists of rows that one statement records, and the other rows"
+    by_gist = collections.defaultdict(list)
+    for row in rows:
+        by_gist[row.gist or row.id].append(row)
+    groups, each = [], []
+    for group in by_gist.values():
+        if len(group) > 1 or group[0].loses_message:
+            groups.append(group)
+        else:
+            each += group
+    return groups, each

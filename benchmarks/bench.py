@@ -20,7 +20,7 @@ from trytond.modules.email_queue.tests.postgresql import (
 ROOT = Path(__file__).resolve().parent.parent
 ROUND_TRIP = 0.005
 SMALL, LARGE, HUGE = 2 * 1024, 200 * 1000, 20 * 1000 * 1000
-# How many emails are queued at once: as in queueing.py
+# How many emails are queued at once, the same number as in queueing.py
 MANY = 4000
 MIB = 1024 * 1024
 QUIET = 0.1
@@ -30,8 +30,8 @@ PEERS_PACKAGES = [
     'django-mailer ~= 2.3', 'django-post-office ~= 3.12', 'psycopg[binary]']
 # In how many parts a day is simulated
 PARTS = 10
-# The address of the person of number i, in SQL: people have names of the same
-# parts, and half of them share three domains
+# The address of person number i, in SQL. The names consist of the same parts,
+# and half of the people share three domains.
 SYLLABLES = "(ARRAY['an', 'bel', 'cor', 'da', 'el', 'fra', 'ga', 'han', " \
     "'is', 'jo', 'ka', 'lu', 'ma', 'ni', 'ol', 'per', 'ro', 'sa', 'ti', " \
     "'ver'])[1 + i / %d %% 20]"
@@ -46,7 +46,8 @@ ADDRESS = "||".join([
 class Line(NamedTuple):
     """A line of the table.
 
-    :param compare: from the value and its reference to what ``limit`` is for.
+    :param compare: a function of the value and its reference, whose result
+        ``limit`` bounds.
     """
     title: str
     unit: str
@@ -78,7 +79,7 @@ def difference(value, reference):
 
 
 class Void(Exception):
-    "What was measured is not what had to be measured"
+    "Something else was measured than was meant"
 
 
 class Bench:
@@ -142,7 +143,7 @@ class Bench:
 
 
 class arriving:
-    "Make sure that just so many messages arrive at the sink"
+    "Check that exactly ``count`` messages arrive at the sink"
 
     def __init__(self, sink, count):
         self.sink = sink
@@ -163,7 +164,8 @@ class arriving:
             raise Void(f"{arrived} of {self.count} messages arrived")
 
 
-# The figures: each returns the pairs of value and reference of its lines
+# The figures. Each function returns a pair of value and reference for each of
+# its lines.
 
 
 def drain_1(bench):
@@ -437,11 +439,7 @@ def part(database, sink, count, started):
     milliseconds = 1e3 * (recorded[-1] - recorded[-1 - last]) / last
     # As PostgreSQL itself does it several times in the hours of a part
     database.execute('VACUUM (ANALYZE) email_queue')
-    # The job begins some seconds later, and each part sends some seconds after
-    # it has started
-    days = (time.monotonic() - started + 3) / 24 / 3600
-    with database.program(
-            'drain.py', 'clean', EMAIL_QUEUE__CLEAN_DAYS=days) as program:
+    with database.program('drain.py', 'clean', started) as program:
         program.go()
         program.result()
     if database.count('sent') != count:
@@ -628,7 +626,7 @@ def table(rows):
 
 
 def install():
-    "Install what is not there"
+    "Install the programs that are missing"
     try:
         bin_directory()
     except PostgreSQLError:
@@ -638,7 +636,7 @@ def install():
 
 
 def busy(seconds=1):
-    "Return the share of the processors that other programs use now"
+    "Return the share of the processors that other programs use at present"
     before = processors()
     time.sleep(seconds)
     total, idle = (b - a for a, b in zip(before, processors()))
@@ -646,7 +644,7 @@ def busy(seconds=1):
 
 
 def processors():
-    "Return the time of all processors, and that of it they had nothing to do"
+    "Return the time of all processors so far, and their idle time"
     with open('/proc/stat') as stat:
         times = list(map(int, stat.readline().split()[1:9]))
     return sum(times), times[3] + times[4]

@@ -31,21 +31,20 @@ def parsed(message, number):
         numbered(message, number), policy=policy.default)
 
 
-def generated(message, numbers):
+def generated(messages):
     Pool().get('email.queue').queue_mails(
-        (FROM_ADDR, [TO_ADDR], numbered(message, i)) for i in numbers)
+        (FROM_ADDR, [TO_ADDR], message) for message in messages)
 
 
-def captured(message, numbers):
-    for i in numbers:
-        send_message_transactional(
-            parsed(message, i), FROM_ADDR, [TO_ADDR])
+def captured(messages):
+    for message in messages:
+        send_message_transactional(message, FROM_ADDR, [TO_ADDR])
 
 
-def singly(message, numbers):
+def singly(messages):
     EmailQueue = Pool().get('email.queue')
-    for i in numbers:
-        EmailQueue.queue_mail(FROM_ADDR, [TO_ADDR], parsed(message, i))
+    for message in messages:
+        EmailQueue.queue_mail(FROM_ADDR, [TO_ADDR], message)
 
 
 def main(database, count, size, way):
@@ -56,13 +55,19 @@ def main(database, count, size, way):
     message, function = template(int(size)), globals()[way]
     # What a process does once
     with Transaction().start(database, 0) as transaction:
-        function(message, [0])
+        function([parsed(message, 0)])
         transaction.rollback()
+    numbers = range(1, int(count) + 1)
+    if way == 'generated':
+        messages = (numbered(message, i) for i in numbers)
+    else:
+        # To make them is the caller's work
+        messages = [parsed(message, i) for i in numbers]
     print('ready', flush=True)
     sys.stdin.readline()
     started = time.process_time()
     with Transaction().start(database, 0):
-        function(message, range(1, int(count) + 1))
+        function(messages)
     print(json.dumps({
                 'processor': time.process_time() - started,
                 'peak': peak(),

@@ -3,13 +3,15 @@
 # this repository contains the full copyright notices and license terms.
 """Drain the queue once, in a process of its own.
 
-    drain.py DATABASE send_all|scheduler|clean|tasks
+    drain.py DATABASE send_all|scheduler|clean|tasks [SINCE]
 
-It says "ready", waits for a line, and prints what it did as JSON: when it
-started and ended, when how many had been recorded, its peak of memory, and
-the seconds of each task of a worker.
-Like a process that is up for some time it has seen the queue before, so the
-queue must be empty when it starts, except for the scheduler.
+With SINCE, a monotonic time, "clean" deletes the emails that were sent before.
+It says "ready", waits for a line, and prints its results as JSON: when
+it started and ended, when how many emails had been recorded, its peak of
+memory, and the seconds of each task of a worker.
+It sends once before it is ready, so that its caches are as full as those of a
+process that is up for some time. So the queue must be empty at the start,
+except for the scheduler.
 """
 import json
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from messages import FROM_ADDR, TO_ADDR, template
 
+import trytond.config as config
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
@@ -58,7 +61,7 @@ def peak():
     return int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]) * 1024
 
 
-def main(database, way):
+def main(database, way, since=None):
     Pool.start()
     pool = Pool(database)
     pool.init()
@@ -75,6 +78,12 @@ def main(database, way):
     print('ready', flush=True)
     sys.stdin.readline()
     started = time.monotonic()
+    if since:
+        if not config.has_section('email_queue'):
+            config.add_section('email_queue')
+        config.set(
+            'email_queue', 'clean_days',
+            str((started - float(since)) / 24 / 3600))
     result = {
         'send_all': send_all,
         'scheduler': scheduler,

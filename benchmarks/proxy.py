@@ -26,9 +26,10 @@ class Proxy:
         self.reading = [self.listener]
         self.peers = {}
         self.ended = set()
-        # The delay is always the same: what came first is due first
+        # A queue is enough: the delay is constant, so data is due in the order
+        # in which it has come
         self.under_way = collections.deque()
-        # What a socket does not take at the moment
+        # The data that a socket does not take at the moment
         self.stuck = {}
 
     def run(self):
@@ -84,7 +85,7 @@ class Proxy:
         except BlockingIOError:
             sent = 0
         except OSError:
-            # Reading from it tells
+            # The next read from the socket reports the error
             return
         if sent < len(data):
             self.stuck[sock] = data[sent:]

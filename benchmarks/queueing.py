@@ -34,7 +34,7 @@ def queue(message):
 
 
 def create(message):
-    # Two texts and a reference, and nothing happens because of it
+    # A record of two texts and a reference whose creation triggers nothing
     Pool().get('ir.error').create([{
                 'origin': 'ir.cron,1',
                 'message': "The server is in trouble",

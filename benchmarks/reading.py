@@ -29,7 +29,7 @@ LIMIT = COUNT_LIMIT = 1000
 
 
 class Reader:
-    "What a client asks, with the rights of its user"
+    "The queries of a client, with the rights of its user"
 
     def __init__(self):
         pool = Pool()
@@ -47,12 +47,12 @@ class Reader:
                     ('act_window.res_model', '=', 'email.queue'),
                     ('count', '=', True),
                     ])]
-        # Of the middle of the sent ones
+        # An email from the middle of the sent ones
         email, = self.EmailQueue.search(
             [('state', '=', 'sent')], order=[('id', 'ASC')],
             offset=500, limit=1)
         self.message_id, self.to_addrs = email.message_id, email.to_addrs
-        # The ORM reads no reference to a record that is not there
+        # By SQL, because the ORM reads no reference to a missing record
         cursor = Transaction().connection.cursor()
         cursor.execute(
             'SELECT resource FROM email_queue WHERE id = %s', [email.id])
@@ -96,7 +96,7 @@ def main(database, count):
     times = {kind: [] for kind in KINDS}
     print('ready', flush=True)
     sys.stdin.readline()
-    # The first time fills the caches
+    # The first round fills the caches
     for number in range(int(count) + 1):
         for kind in KINDS:
             with Transaction().start(

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What a measurement needs around it: database, SMTP server, processes."""
+"""The surroundings of a measurement: database, SMTP server, processes."""
 import json
 import os
 import re
@@ -75,13 +75,13 @@ def environment(**configuration):
 
 def smtp_sink():
     "Return the program of Postfix, None where it is not installed"
-    # Debian has it where only root's PATH leads to
+    # Debian has smtp-sink in a directory that only root has in the PATH
     path = os.pathsep.join([os.environ['PATH'], '/usr/sbin'])
     return shutil.which('smtp-sink', path=path)
 
 
 class Sink:
-    "An SMTP server that throws away what it gets and counts it"
+    "An SMTP server that counts messages and throws them away"
 
     def __init__(self):
         self.port = free_port()
@@ -123,7 +123,10 @@ def wait_for(port):
 
 
 class Proxy(Program):
-    "The way to a server so far away that a round trip takes some seconds"
+    """A proxy before a server that makes it look distant.
+
+    :param round_trip: the seconds of a round trip through it.
+    """
 
     def __init__(self, server, round_trip):
         self.port = free_port()
@@ -152,7 +155,7 @@ class Database:
                     'TRYTONPASSFILE': password.name,
                     },
                 stdin=subprocess.DEVNULL, check=True)
-        # The scheduler must have nothing else to do
+        # So that the scheduler only sends
         self.execute(
             "UPDATE ir_cron SET active = (method = 'email.queue|send_all')")
         with self.program('templates.py', *sizes) as program:
@@ -227,6 +230,6 @@ class Database:
             self.settle()
 
     def settle(self):
-        "Do now what the server would do in the background some time"
+        "Do the work that the server would do in the background later"
         self.execute('VACUUM (ANALYZE) email_queue')
         self.execute('CHECKPOINT')

@@ -22,7 +22,7 @@ from trytond.modules.email_queue.tests.postgresql import PostgreSQL, free_port
 
 DATABASE = 'demo'
 PROGRAMS = Path(__file__).resolve().parent
-# Where trytond-admin and the others are
+# The directory of trytond-admin and the other programs
 BIN = Path(sys.executable).parent
 
 
@@ -48,7 +48,7 @@ class Mailbox:
 
 
 def run(*command):
-    "Run a program and show what it says"
+    "Run a program and show its output"
     print(f"    $ {' '.join(command)}", flush=True)
     process = subprocess.run(
         [BIN / command[0], *command[1:]], cwd=PROGRAMS,
@@ -101,7 +101,7 @@ def show(title, rows, columns):
 
 
 def conclude(received, rows):
-    "Say what that means, and return whether it is as it must be"
+    "Explain the rows, and return whether they are as expected"
     rows = {row['subject']: row for row in rows}
     conclusions = [
         ("Order 1 was committed: its email has arrived, once.",

@@ -3,7 +3,7 @@
 # this repository contains the full copyright notices and license terms.
 """A shop that confirms its orders by email, as a module of yours would.
 
-It knows nothing of an SMTP server.
+The program does not talk to an SMTP server.
 """
 import sys
 from email.message import EmailMessage
@@ -39,7 +39,7 @@ def main(database):
         order(1, 'alice@example.com')
     print("Order 1 of alice@example.com: committed")
 
-    # An exception takes both back
+    # An exception rolls back both
     try:
         with Transaction().start(database, 0):
             order(2, 'bob@example.com', in_stock=False)

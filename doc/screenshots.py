@@ -154,7 +154,7 @@ def desktop_wizard(desktop, words):
     desktop.menu(*words.path(*QUEUE, "Erase Address"))
     desktop.enter('address', 'k.vogel@becker.example')
     desktop.click(words["Count"])
-    desktop.wait(lambda: desktop.values().get('summary'), "count")
+    desktop.wait(lambda: desktop.values().get('warning'), "count")
 
 
 def desktop_copy(desktop, words):

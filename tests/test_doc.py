@@ -14,7 +14,7 @@ from unittest.mock import patch
 import polib
 
 import trytond
-from trytond.model import fields
+from trytond.model import ModelSQL, ModelView, fields
 from trytond.pool import Pool, PoolMeta
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
@@ -263,6 +263,51 @@ class DocTestCase(QueueTestCase):
             re.findall(FIELD, reference, re.M),
             [name for name, value in vars(email_queue.EmailQueue).items()
                 if isinstance(value, fields.Field)])
+
+    def test_public(self):
+        "Test each public method of the model is in the reference"
+        reference = (DOC / 'reference.rst').read_text('utf-8')
+        framework = (
+            'get_', 'set_', 'search_', 'order_', 'default_',
+            'on_change_')
+        found = 0
+        for Class in email_queue.EmailQueue.__mro__:
+            if not Class.__module__.startswith(
+                    'trytond.modules.email_queue.'):
+                continue
+            for name, value in vars(Class).items():
+                if (name.startswith(('_', *framework))
+                        or not (isinstance(value, classmethod)
+                            or inspect.isfunction(value))
+                        or hasattr(ModelSQL, name)
+                        or hasattr(ModelView, name)):
+                    continue
+                found += 1
+                with self.subTest(f'{Class.__name__}.{name}'):
+                    self.assertTrue(re.search(
+                            rf'EmailQueue\.{name}\(|^``{name}``',
+                            reference, re.M))
+        self.assertGreater(found, 15)
+
+    def test_files(self):
+        "Test the design says what each file of the module knows"
+        design = (DOC / 'design.rst').read_text('utf-8')
+        section = design.partition('.. _layout of the module:')[2]
+        section = section.partition('.. _where to change:')[0]
+        for path in ROOT.glob('*.py'):
+            if path.name not in {'__init__.py', 'setup.py'}:
+                with self.subTest(path.name):
+                    self.assertIn(f'``{path.name}``', section)
+
+    def test_glossary(self):
+        "Test the glossary is short, and each word is there once"
+        design = (DOC / 'design.rst').read_text('utf-8')
+        section = design.partition('.. _glossary:')[2]
+        section = section.partition('.. _layout of the module:')[0]
+        words = re.findall(r'^(\S.*)\n   ', section, re.M)
+        self.assertGreater(len(words), 15)
+        self.assertLessEqual(len(words), 25)
+        self.assertEqual(len(set(words)), len(words))
 
     def test_tables(self):
         "Test no first cell of a simple table goes on in a row of its own"

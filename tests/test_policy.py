@@ -230,41 +230,41 @@ AFTER = {
 
     # Uncertain
     "uncertain": (
-        {}, Outcome(uncertain="timed out"), {},
+        {}, Outcome(unanswered="timed out"), {},
         {**FIRST, 'uncertain': True, 'scheduled_at': at(minutes=15),
             'reason': 'uncertain', 'error': "timed out"}),
     "uncertain again": (
         {'uncertain': True, 'attempts': 1, 'first_attempt': at(minutes=-15)},
-        Outcome(uncertain="timed out"), {},
+        Outcome(unanswered="timed out"), {},
         {'attempts': 2, 'state': 'failed',
             'reason': 'uncertain', 'error': "timed out"}),
     "uncertain, to be held": (
-        {}, Outcome(uncertain="timed out"), {'uncertain': 'fail'},
+        {}, Outcome(unanswered="timed out"), {'uncertain': 'fail'},
         {**FIRST, 'uncertain': True, 'state': 'failed',
             'reason': 'uncertain', 'error': "timed out"}),
     "uncertain after some": (
-        {}, Outcome([A], refused={B: "550 no"}, uncertain="timed out"), {},
+        {}, Outcome([A], refused={B: "550 no"}, unanswered="timed out"), {},
         {**FIRST, 'uncertain': True, 'scheduled_at': at(minutes=15),
             'accepted': A, 'refused': f'{B} 550 no',
             'reason': 'uncertain', 'error': "timed out"}),
     "uncertain and soon expired": (
-        {'expires_at': at(minutes=15)}, Outcome(uncertain="timed out"), {},
+        {'expires_at': at(minutes=15)}, Outcome(unanswered="timed out"), {},
         {**FIRST, 'uncertain': True, 'state': 'failed',
             'reason': 'uncertain', 'error': "timed out"}),
     "uncertain at the last attempt": (
-        {}, Outcome(uncertain="timed out"), {'max_attempts': 1},
+        {}, Outcome(unanswered="timed out"), {'max_attempts': 1},
         {**FIRST, 'uncertain': True, 'state': 'failed',
             'reason': 'uncertain', 'error': "timed out"}),
     "uncertain at the end of its days": (
         {'attempts': 7, 'first_attempt': at(days=-5)},
-        Outcome(uncertain="timed out"), {},
+        Outcome(unanswered="timed out"), {},
         {'attempts': 8, 'uncertain': True, 'state': 'failed',
             'reason': 'uncertain', 'error': "timed out"}),
 
     "uncertain at last after some": (
         {'accepted': A, 'refused': f'{B} 550 no', 'uncertain': True,
             'attempts': 1, 'first_attempt': at(minutes=-15)},
-        Outcome(uncertain="timed out"), {},
+        Outcome(unanswered="timed out"), {},
         {'attempts': 2, 'state': 'failed',
             'reason': 'uncertain', 'error': f"{B} 550 no\n{C} timed out"}),
 
@@ -336,7 +336,7 @@ class AfterTestCase(unittest.TestCase):
         for outcome, remaining in [
                 (Outcome([A], {B: "550"}, {C: "451"}), [C]),
                 (Outcome([A], trouble=BUSY), [B, C]),
-                (Outcome([B], uncertain="lost"), [A, C]),
+                (Outcome([B], unanswered="lost"), [A, C]),
                 (Outcome(refused={A: "550"}, trouble=DOWN), [B, C]),
                 ]:
             with self.subTest(outcome):
@@ -429,7 +429,7 @@ class LargeSettingsTestCase(unittest.TestCase):
                         attempts=attempts, first_attempt=at(days=-1))
                     for outcome in [
                             Outcome(deferred={A: "451"}, trouble=BUSY),
-                            Outcome(uncertain="lost")]:
+                            Outcome(unanswered="lost")]:
                         after(row, outcome, NOW, settings)
 
 
@@ -474,7 +474,7 @@ class SuspectsTestCase(unittest.TestCase):
                 # What tells nothing of it
                 ("trouble", [denied, Outcome(trouble=BUSY), denied],
                     [[], [2], []], [[1, 3]]),
-                ("uncertain", [denied, Outcome(uncertain="lost"), denied],
+                ("uncertain", [denied, Outcome(unanswered="lost"), denied],
                     [[], [2], []], [[1, 3]]),
                 ("a mailbox", [denied, Outcome(refused={A: "550"}), denied],
                     [[], [2], []], [[1, 3]]),

@@ -560,8 +560,11 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
         self.queue(JANE)
         before = self.ids()
         result = self.wizard(self.postmaster, state='count')
-        self.assertIn(
-            "deleted: 1, changed: 0", result['view']['defaults']['summary'])
+        shown = result['view']['defaults']
+        self.assertEqual(
+            [shown[n] for n in ['address', 'deleted', 'changed', 'busy']],
+            [JANE, 1, 0, 0])
+        self.assertIn("cannot be undone", shown['warning'])
         self.assertEqual(
             [b['state'] for b in result['view']['buttons'] if b['default']],
             ['end'])

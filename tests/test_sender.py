@@ -164,7 +164,7 @@ class EndTestCase(QueueTestCase):
         "Test that a run does not turn around a row that is locked"
         locked, *_ = self.queue_many(3)
         with self.transaction() as transaction, \
-                patch.object(run, '_run', wraps=run._run) as runs:
+                patch.object(run, '_with_slot', wraps=run._with_slot) as runs:
             transaction.connection.cursor().execute(
                 f'SELECT id FROM email_queue WHERE id = {locked} FOR UPDATE')
             Pool().get('email.queue').send_all()

@@ -18,7 +18,7 @@ from .. import run, settings
 from ..exceptions import EmailQueueError
 from ..sendmail import QueueDataManager, set_options
 from ..settings import Settings
-from ..slot import slot_numbers
+from ..slot import LockSlot, slot_numbers
 from ..store import Store
 from .postgresql import free_port
 from .processes import ProcessTestCase, Senders
@@ -52,7 +52,8 @@ class ServersTestCase(QueueTestCase):
 
     def drains(self):
         return [
-            t for t in threading.enumerate() if isinstance(t, run._Drain)]
+            t for t in threading.enumerate()
+            if isinstance(t, run._ServerThread)]
 
     def recipients(self, server):
         return [a for m in list(server.received) for a in m.to_addrs]
@@ -193,7 +194,7 @@ class OwnSettingsTestCase(ServersTestCase):
 
     def test_default_only(self):
         with configured(uri_marketing=None), \
-                patch.object(run, '_Drain', side_effect=AssertionError):
+                patch.object(run, '_ServerThread', side_effect=AssertionError):
             id_ = self.queue()
             self.send_all()
         self.assertEqual(self.read(id_, 'state'), 'sent')
@@ -337,7 +338,7 @@ class ServersTroubleTestCase(ServersTestCase):
 
     def test_task_spares_who_was_in_trouble(self):
         self.queue(server='marketing')
-        with patch.object(run, '_drain', wraps=run._drain) as drain:
+        with patch.object(run, '_send_due', wraps=run._send_due) as drain:
             for i in range(3):
                 self.queue(server='news')
                 with self.transaction():
@@ -418,7 +419,7 @@ class HangTestCase(ServersTestCase):
             raise Interrupt
 
         with configured(run_time=50, rate_marketing=600), \
-                patch.object(run._Drain, 'join', join), \
+                patch.object(run._ServerThread, 'join', join), \
                 self.assertRaises(Interrupt):
             self.send_all()
         for drain in self.drains():
@@ -508,20 +509,20 @@ class PlanTestCase(ServersTestCase):
         "Return the plans of two claims, one after the other"
         plans = []
 
-        def execute(store, query):
+        def fetch(slot, query):
             sql, params = query
-            cursor = store.slot.connection.cursor()
+            cursor = slot.connection.cursor()
             cursor.execute(f'EXPLAIN (FORMAT JSON) {sql}', params)
             (plan,), = cursor.fetchall()
             plan = json.loads(plan) if isinstance(plan, str) else plan
             plans.append(plan[0]['Plan'])
-            cursor.execute(sql, params)
-            return cursor
+            return fetch_(slot, query)
 
+        fetch_ = LockSlot.fetch
         with self.transaction() as transaction:
             store = Store(Pool().get('email.queue'), server)
             store.slot.number = 1
-            with patch.object(Store, 'execute', execute):
+            with patch.object(LockSlot, 'fetch', fetch):
                 for _ in range(2):
                     store.claim(100, 10 ** 7)
             transaction.rollback()

@@ -210,7 +210,7 @@ CASES = [
         "lost once in each of two transactions",
         to='rcpt-closex1.1 a rcpt-closex1.2 b',
         accepted='rcpt-closex1.1 a rcpt-closex1.2 b', sessions=3,
-        client={'recipients': 2}),
+        client={'max_recipients': 2}),
     Case(
         "silent once at DATA", accepted='a b c', sessions=2,
         timeout=IMPATIENT, options={'script': {'data': 'hangx1'}}),
@@ -430,7 +430,7 @@ class TableTestCase(unittest.TestCase):
                 'accepted': sorted(outcome.accepted),
                 'refused': sorted(outcome.refused),
                 'deferred': sorted(outcome.deferred),
-                'uncertain': bool(outcome.uncertain),
+                'uncertain': bool(outcome.unanswered),
                 'trouble': trouble(outcome),
                 'arrived': arrived(server),
                 'sessions': server.sessions,
@@ -454,7 +454,7 @@ class TableTestCase(unittest.TestCase):
             self.assertIn(case.words, words)
         self.assertEqual(
             outcome.remaining(mail(case.to).to_addrs),
-            [] if not (outcome.uncertain or outcome.trouble) else [
+            [] if not (outcome.unanswered or outcome.trouble) else [
                 a for a in map(address, case.to.split())
                 if a not in outcome.accepted])
 
@@ -476,8 +476,8 @@ def trouble(outcome):
 def said(outcome):
     "All that an outcome tells in words"
     words = [*outcome.refused.values(), *outcome.deferred.values()]
-    if outcome.uncertain:
-        words.append(outcome.uncertain)
+    if outcome.unanswered:
+        words.append(outcome.unanswered)
     if outcome.trouble:
         words.append(outcome.trouble.words)
     return words
@@ -524,7 +524,7 @@ class ServerTestCase(unittest.TestCase):
     def assertTrouble(self, outcome, words, lasting=True):
         self.assertEqual(
             (outcome.accepted, outcome.refused, outcome.deferred,
-                outcome.uncertain),
+                outcome.unanswered),
             ([], {}, {}, ''))
         self.assertEqual(outcome.trouble.lasting, lasting)
         self.assertIn(words, outcome.trouble.words)
@@ -551,7 +551,7 @@ class SessionTestCase(ServerTestCase):
 
     def test_messages_of_a_session(self):
         server = self.serve()
-        client = self.client(server.uri, messages=3)
+        client = self.client(server.uri, max_messages=3)
         for _ in range(7):
             self.assertAccepted(client.deliver(mail()))
         client.close()
@@ -573,7 +573,7 @@ class SessionTestCase(ServerTestCase):
 
     def test_one_message_a_session_and_many_transactions(self):
         server = self.serve(max_messages_per_session=1)
-        client = self.client(server.uri, recipients=2)
+        client = self.client(server.uri, max_recipients=2)
         self.assertAccepted(client.deliver(mail('a b c d e f')), 'a b c d e f')
         self.assertEqual(server.sessions, 3)
         self.assertArrived(server, 1, 'a b c d e f')
@@ -712,7 +712,7 @@ class SessionTestCase(ServerTestCase):
             with self.subTest(name):
                 server = self.serve(pipelining=True, **{name: True})
                 client = self.client(
-                    server.uri, timeout=IMPATIENT, messages=2)
+                    server.uri, timeout=IMPATIENT, max_messages=2)
                 for _ in range(5):
                     self.assertAccepted(client.deliver(mail()))
                 # The first with what was lost
@@ -813,7 +813,7 @@ class TransactionTestCase(ServerTestCase):
         for recipients, transactions in [(1, 100), (50, 2), (99, 2), (100, 1)]:
             with self.subTest(recipients=recipients):
                 server = self.serve()
-                client = self.client(server.uri, recipients=recipients)
+                client = self.client(server.uri, max_recipients=recipients)
                 self.assertAccepted(client.deliver(mail(names)), names)
                 self.assertEqual(len(server.received), transactions)
                 self.assertArrived(server, 1, names)
@@ -870,7 +870,7 @@ class TransactionTestCase(ServerTestCase):
                     connected.sock.setsockopt(
                         socket.SOL_SOCKET, option, size)
                 client = self.client(
-                    server.uri, server=connected, recipients=1500)
+                    server.uri, server=connected, max_recipients=1500)
                 self.assertAccepted(client.deliver(mail(names)), names)
                 client.close()
                 self.assertArrived(server, 1, names)
@@ -1043,7 +1043,7 @@ class DataTestCase(ServerTestCase):
                     server.uri,
                     timeout=IMPATIENT if fault == 'hang' else PATIENT)
                 outcome = client.deliver(mail(data=LARGE))
-                self.assertNotEqual(outcome.uncertain, '')
+                self.assertNotEqual(outcome.unanswered, '')
                 self.assertEqual(outcome.deferred, {})
                 self.assertEqual(server.sessions, 1)
 
@@ -1279,8 +1279,8 @@ class SessionOpeningTestCase(ServerTestCase):
         for to, expected in [
                 ('data-close', {'deferred'}),
                 ('data-reset', {'deferred'}),
-                ('dot-close', {'uncertain'}),
-                ('dot-hang', {'uncertain'}),
+                ('dot-close', {'unanswered'}),
+                ('dot-hang', {'unanswered'}),
                 ('dot-250-close', {'accepted'}),
                 ]:
             with self.subTest(to):
@@ -1292,6 +1292,14 @@ class SessionOpeningTestCase(ServerTestCase):
                     {name for name, value in vars(outcome).items()
                         if value and name not in {'refusal', 'queue_ids'}},
                     expected)
+
+    def test_former_name(self):
+        "Test that a transport may give what is unanswered by its former name"
+        outcome = Outcome()
+        outcome.uncertain = "timed out"
+        self.assertEqual(outcome, Outcome(unanswered="timed out"))
+        self.assertTrue(outcome.decided)
+        self.assertEqual(outcome.uncertain, "timed out")
 
     def test_no_credentials(self):
         "Test that nothing told of any trouble holds what the URI holds"

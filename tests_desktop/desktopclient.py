@@ -81,21 +81,36 @@ class Desktop:
         stack.callback(process.terminate)
         os.close(writing)
         with os.fdopen(reading) as file:
-            return f':{file.readline().strip()}'
+            display = f':{file.readline().strip()}'
+        # It maximizes the window, and gives dialogs the size they ask for
+        process = subprocess.Popen(
+            ['openbox', '--sm-disable'],
+            env={**self._home(), 'DISPLAY': display},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+        return display
+
+    def _home(self):
+        "Return an environment in which nobody has settings"
+        return {
+            **os.environ,
+            'HOME': str(self.directory),
+            'XDG_CONFIG_HOME': str(self.directory / 'config'),
+            }
 
     def _start_client(self, stack, display):
         environ = {
-            **os.environ,
+            **self._home(),
             'DISPLAY': display,
             'GDK_BACKEND': 'x11',
             'GSETTINGS_BACKEND': 'memory',
             'GTK_THEME': 'Adwaita',
-            'HOME': str(self.directory),
             'LANG': 'C.UTF-8',
             'LANGUAGE': self.language,
             'NO_AT_BRIDGE': '1',
             'OPENED': str(self.opened),
-            'XDG_CONFIG_HOME': str(self.directory / 'config'),
             }
         # There is no bus of a session
         environ.pop('DBUS_SESSION_BUS_ADDRESS', None)

@@ -279,6 +279,12 @@ class Commands:
                         return
         raise LookupError(f"no attachment {name}")
 
+    def hidden(self):
+        "Return how much of the window of a wizard has to be scrolled to"
+        dialog, = Main().dialogs or page().dialogs
+        adjustment = dialog.scrolledwindow.get_vadjustment()
+        return max(adjustment.get_upper() - adjustment.get_page_size(), 0)
+
     def errors(self):
         found = list(errors)
         errors.clear()
@@ -323,27 +329,6 @@ def find_row(model, text, of=None):
     raise LookupError(f"no row {text}")
 
 
-def place(window):
-    "Put windows where a window manager would"
-    root = Gdk.get_default_root_window()
-    width, height = window.get_size()
-    if isinstance(window, Gtk.ApplicationWindow):
-        # Without its title, which the client draws itself
-        window.resize(
-            root.get_width(),
-            root.get_height() - window.get_titlebar().get_allocated_height())
-        window.move(0, 0)
-    else:
-        window.move(
-            max((root.get_width() - width) // 2, 0),
-            max((root.get_height() - height) // 2, 0))
-
-
-def setup_window(window, setup=common.setup_window):
-    setup(window)
-    window.connect('map', lambda window: GLib.idle_add(place, window))
-
-
 def current_event(current=Gtk.get_current_event):
     "Return an event also where a command takes the place of the user"
     return current() or Gdk.Event.new(Gdk.EventType.KEY_PRESS)
@@ -378,7 +363,6 @@ commands = Commands()
 
 def main():
     common.error = common.common.error = record_error
-    common.setup_window = common.common.setup_window = setup_window
     Gtk.get_current_event = current_event
     Gio.AppInfo.launch_default_for_uri = open_file
     # Nothing is asked of the network, nothing remembered

@@ -64,8 +64,33 @@ class DesktopTestCase(unittest.TestCase):
                 desktop.wait_until_settled()
             desktop.menu(
                 'Administration', 'Email Queue', 'Queue a Test Email')
+            desktop.wait(lambda: 'to_addr' in desktop.values(), "form")
+            desktop.wait_until_settled()
+            self.assertEqual(desktop.hidden(), 0)
             desktop.click("Queue")
             desktop.wait_for(to_addrs='admin@example.com')
+            self.assertEqual(desktop.problems, [])
+
+    def test_erase_address(self):
+        "Test the windows of an erasure show all that they say"
+        with self.site.transaction():
+            self.queue('bob@example.com')
+        with Desktop(self.site) as desktop:
+            desktop.menu('Administration', 'Email Queue', 'Erase Address')
+            desktop.enter('address', 'bob@example.com')
+            desktop.wait_until_settled()
+            self.assertEqual(desktop.hidden(), 0)
+            desktop.click("Count")
+            desktop.wait_for(deleted='1', address='bob@example.com')
+            desktop.wait_until_settled()
+            self.assertEqual(desktop.hidden(), 0)
+            desktop.click("Erase")
+            desktop.wait(
+                lambda: 'warning' not in desktop.values(), "result")
+            desktop.wait_until_settled()
+            self.assertEqual(desktop.hidden(), 0)
+            desktop.wait_for(deleted='1')
+            desktop.click("Close")
             self.assertEqual(desktop.problems, [])
 
     @staticmethod
