@@ -49,18 +49,20 @@ class DeadAddress(ModelSQL, ModelView):
     address = fields.Char("Address", required=True, readonly=True)
     since = fields.DateTime("Since", required=True, readonly=True)
     refused = fields.Boolean(
-        "Refused", readonly=True, help="The mail server itself refuses it.")
+        "Refused", readonly=True,
+        help="The mail server itself has refused the address.")
     bounces = fields.Integer(
         "Bounces", required=True, readonly=True,
-        help="How many notices have said that it does not work.")
+        help="The number of notices that the address does not work.")
     accepted_at = fields.DateTime(
         "Accepted at", readonly=True,
-        help="When an email to it was accepted that has not bounced yet.")
+        help="When the mail server accepted an email to the address "
+        "that has not bounced so far.")
     words = fields.Text(
         "Words", readonly=True, help="What the server said last.")
     email = fields.Many2One(
         'email.queue', "Email", readonly=True, ondelete='SET NULL',
-        help="The last email that did not reach it.")
+        help="The last email that did not reach the address.")
 
     @classmethod
     def __setup__(cls):

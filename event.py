@@ -41,12 +41,13 @@ class Event(ModelSQL, ModelView):
             ], "Event", sort=False, required=True, readonly=True)
     user = fields.Many2One(
         'res.user', "User", readonly=True, ondelete='SET NULL',
-        help="Who did it. Empty for what the system does.")
+        help="The user who did this. Empty if the system did it.")
     recipients = fields.Text(
-        "Recipients", readonly=True, help="Whom it is about, one a line.")
+        "Recipients", readonly=True,
+        help="The recipients that the event is about, one a line.")
     reason = fields.Selection(
         REASONS, "Reason", sort=False, readonly=True,
-        help="Why, where the server alone did not decide it.")
+        help="Why it happened, if the server alone did not decide it.")
     words = fields.Text(
         "Words", readonly=True, help="What the server said.")
 
