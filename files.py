@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """Where messages are: in a column of the database or in the filestore.
 
-A file that no row has any more waits in trytond's own queue for its removal:
-so it survives a rollback and a crash does not forget it.
+A file that no row refers to waits for its removal in the queue of trytond, so
+that a rollback keeps it and a crash does not forget it.
 """
 import copy
 import logging
@@ -17,12 +17,12 @@ from trytond.model import fields
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
-__all__ = ['Message', 'purge']
+__all__ = ['FileID', 'Message', 'purge']
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
-# A folder of the prefix that no other model has: whoever may write the id of a
-# file in a record of their own could read the messages through it
+# A folder of its own below the prefix, because who may write the id of a file
+# in a record of another model could read the messages through it
 FOLDER = 'email_queue'
 
 
@@ -34,10 +34,11 @@ class FileID(fields.Char):
 
 
 class Message(fields.Binary):
-    """A message, read from where it is, stored where ``to_filestore`` says.
+    """A message, in the filestore where ``to_filestore`` is set.
 
-    The ORM reads nothing of a sensitive one, for whomever: neither access
-    nor its check reaches each way to a field, an export for example.
+    It is read from wherever it is. For nobody the ORM reads a sensitive
+    message, because checks of access do not cover each way to a field, such
+    as an export.
     """
 
     def __init__(self, *args, to_filestore=False, **keywords):
@@ -48,7 +49,7 @@ class Message(fields.Binary):
     def prefixes(self):
         """Return where the files are in the filestore.
 
-        New ones are in the first. Version 8.2.0 stored them in the second.
+        New files are in the first. Version 8.2.0 stored files in the second.
         """
         prefix = self.store_prefix
         if prefix is None:
@@ -79,18 +80,18 @@ class Message(fields.Binary):
 
     @property
     def set(self):
-        # The ORM does not find it: it is done with the other columns by
-        # values and queue_for_removal, and not by further statements
+        # Hidden from the ORM, which would write each message by further
+        # statements: `values` writes it with the other columns
         raise AttributeError('set')
 
     def values(self, Model, data):
-        "Return the values of both columns for ``data``, stored where it is to"
+        "Return the values of both columns, and store ``data`` if it has to be"
         file_id = None
         if self.to_filestore and data is not None:
             try:
                 file_id = self.store(data)
             except Exception:
-                # Whatever the filestore lacks, the email is not lost
+                # The email must not be lost, whatever the filestore lacks
                 logger.exception(
                     "a message is kept in the database as the filestore "
                     "does not take it")
@@ -100,11 +101,12 @@ class Message(fields.Binary):
         return {self.name: data, self.file_id: file_id}
 
     def store(self, data):
-        "Write a file and return its id, or leave nothing of it"
+        "Write a file and return its id; after an error no part of it is left"
         prefix, _ = self.prefixes
         if not hasattr(filestore, '_id'):
             return filestore.set(data, prefix=prefix)
-        # The id of a file is needed when writing it fails in the middle
+        # The id is chosen before, so that a file can be deleted whose writing
+        # fails in the middle
         store, file_id = copy.copy(filestore), filestore._id(data)
         store._id = lambda data: file_id
         try:
@@ -123,7 +125,7 @@ class Message(fields.Binary):
             try:
                 data = self.cast(filestore.get(file_id, prefix=prefix))
             except Exception as error:
-                # Any class can be the filestore
+                # Any error, because any class can be the filestore
                 logger.info(
                     "can not read %r of %r in the filestore: %s",
                     file_id, prefix, error)
@@ -133,7 +135,7 @@ class Message(fields.Binary):
         return None
 
     def queue_for_removal(self, Model, name, ids):
-        # As of trytond, but with the prefix: its job can not do without
+        # As trytond does, but with the prefix, which its job needs
         t = Model.__table__()
         q = Pool().get('ir.filestore.queue').__table__()
         transaction = Transaction()
@@ -152,7 +154,7 @@ class Message(fields.Binary):
 
 
 def _unless_sensitive(tables, column):
-    "Hide a column also where it is searched or sorted by"
+    "Hide a column also from searching and sorting, which would leak it"
     table, _ = tables[None]
     return Case((table.sensitive, Null), else_=column)
 
@@ -160,8 +162,8 @@ def _unless_sensitive(tables, column):
 class _Written:
     """Removes the files of a transaction that is rolled back.
 
-    Also those of a savepoint that was: after the commit, because the commit
-    itself can still fail.
+    Files of a savepoint that was rolled back are removed after the commit,
+    because the commit itself can still fail.
     """
 
     def __init__(self, Model):
@@ -182,8 +184,8 @@ class _Written:
             self._rolled_back = _unused(self._Model, self._file_ids)
 
     def tpc_vote(self, transaction):
-        # A commit whose answer is lost may have come to pass: only what no
-        # row has is removed
+        # From here on the commit may have succeeded even if its answer is
+        # lost, so only files are removed that no row refers to
         self._file_ids = self._rolled_back
 
     def tpc_finish(self, transaction):
@@ -196,8 +198,8 @@ class _Written:
         if not file_ids:
             return
         try:
-            # A row that another connection sees is there, as each statement
-            # of an autocommit transaction is
+            # By another connection, which sees the rows that are committed, as
+            # each statement of an autocommit transaction is
             with Transaction().new_transaction(readonly=True):
                 file_ids = _unused(self._Model, file_ids)
                 for file_id in file_ids:
@@ -224,8 +226,8 @@ def _unused(Model, file_ids):
 def purge(Model):
     """Remove the files of messages that are gone, without further delay.
 
-    How long they are kept is decided for the rows. A file is gone before its
-    place in the queue is: where both could not be, it is tried again.
+    How long messages are kept is decided for the rows. Each file is removed
+    before its entry in the queue, so that after an error it is tried again.
     """
     last = 0
     while entries := _removable(Model, last):
@@ -239,7 +241,7 @@ def purge(Model):
 
 
 def _removable(Model, last):
-    "Return some places of the queue whose files no row has"
+    "Return entries of the queue whose files no row refers to"
     t = Model.__table__()
     q = Pool().get('ir.filestore.queue').__table__()
     cursor = Transaction().connection.cursor()

@@ -30,7 +30,7 @@ def client_of(Model, settings, name, server=None):
 
 
 def client_for(Model, settings, name):
-    "Return what the model has for a server, also where it fails to make it"
+    "Return the client of the model for a server, or one that is in trouble"
     try:
         return Model.get_client(name, settings)
     except Exception as error:
@@ -39,7 +39,7 @@ def client_for(Model, settings, name):
 
 
 class _NoClient:
-    "Leaves each email in the outbox, as a server in trouble does"
+    "A client that leaves emails in the outbox, as a server in trouble does"
     is_open = False
 
     def __init__(self, words):
@@ -76,15 +76,15 @@ def hand_over(client, row, redirect):
             outcome.reasons.update(dict.fromkeys(dead, 'dead'))
         return outcome
     except Exception as error:
-        # A message without bytes, with an address that is none …
+        # For example a message without bytes, or an invalid address
         logger.debug("email %d can not be sent", row.id, exc_info=True)
-        # No suspect, because the server has no part in it
+        # No suspect, because the server has not been asked
         return _refusal(
             row, printable(f"{type(error).__name__}: {error}"), 'unsendable')
 
 
 def _redirect(client, mail, address):
-    "Deliver to that address only, and return the outcome for the recipients"
+    "Deliver to ``address`` only, and return the outcome for the recipients"
     outcome = client.deliver(mail._replace(
             to_addrs=(address,),
             data=original_to(mail.to_addrs) + mail.data))
@@ -100,8 +100,8 @@ def _redirect(client, mail, address):
 def _without_message(row):
     if not row.file_id:
         return _refusal(row, '', 'no_message')
-    # Another machine may have it, or this one later; where all are missing it
-    # is trouble as of a server
+    # Another machine may have the file, or this machine later. Where the files
+    # of all emails are missing, it is trouble as of a server.
     outcome = smtp.Outcome()
     outcome.defer(
         row.remaining or [row.to_addrs], 'mail', '',

@@ -18,7 +18,7 @@ from .settings import Settings
 from .store import queues
 from .tools import database_time, utc_now
 
-__all__ = ['Numbers', 'monitor']
+__all__ = ['CRITICAL', 'Numbers', 'OK', 'monitor']
 
 # The exit statuses of a plugin of a monitoring system
 OK, CRITICAL = 0, 2

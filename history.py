@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .recipients import answer_lines
 
-__all__ = ['Event', 'told']
+__all__ = ['Event', 'about', 'told']
 
 
 class Event(NamedTuple):

@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Whether this database is the one that emails were sent from before.
+"""Whether this database is the original, from which emails were sent before.
 
-A copy, restored or cloned, has the queue, too: its emails are the original's
-to send.
+A copy, restored or cloned, has the queue, too, but only the original may send
+the emails in it.
 """
 import logging
 
@@ -24,7 +24,7 @@ from .settings import Settings
 from .tools import forget, utc_now
 
 __all__ = [
-    'check', 'current', 'is_copy', 'may_send', 'notice', 'remember']
+    'WAITING', 'check', 'current', 'is_copy', 'may_send', 'notice', 'remember']
 logger = logging.getLogger(__name__)
 
 # The one record has always this id, so that two runs can not make two
@@ -40,7 +40,7 @@ class Identity(ModelSQL):
     @classmethod
     def __setup__(cls):
         super().__setup__()
-        # It is no business of any client
+        # No client has to read or change the record
         cls.__rpc__.clear()
 
 
@@ -107,11 +107,11 @@ def current():
         cursor.execute('PRAGMA database_list')
         paths = {name: path for _, name, path in cursor.fetchall()}
         return paths['main'] or ':memory:'
-    # To call what is forbidden would end the transaction
+    # Ask first, because a forbidden call would end the transaction
     cursor.execute(
         "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
     (allowed,), = cursor.fetchall()
-    # The address of the server is no substitute: a socket has none
+    # The address of the server is no substitute, because a socket has none
     cluster = ("(SELECT system_identifier::text FROM pg_control_system())"
         if allowed else "NULL")
     cursor.execute(
@@ -147,7 +147,7 @@ def remember():
     try:
         cursor.execute(*t.insert([t.id, t.identity], [[ID, current()]]))
     except backend.DatabaseIntegrityError:
-        # Another sender was first
+        # Another sender has stored it meanwhile
         pass
 
 

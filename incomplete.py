@@ -19,8 +19,8 @@ from trytond import backend
 from trytond.transaction import Transaction
 
 __all__ = [
-    'REQUIRED', 'complete', 'completion', 'counts', 'is_incomplete',
-    'is_unseen']
+    'Octets', 'REQUIRED', 'UNKNOWN', 'complete', 'completion', 'counts',
+    'is_incomplete', 'is_unseen', 'log']
 logger = logging.getLogger(__name__)
 
 REQUIRED = [

@@ -24,7 +24,7 @@ __all__ = [
     'Known', 'Server', 'accepted_since', 'login_of', 'recall', 'retain',
     'suspected_alike', 'time_in_words', 'troubles']
 
-# Two runs can find out at once that there is no record of a server
+# Twice, because two runs can find at once that a server has no record
 TRIES = 2
 
 
@@ -52,7 +52,7 @@ class Server(ModelSQL):
             ('name_unique', Unique(t, t.name),
                 'email_queue.msg_server_name_unique'),
             ]
-        # It is no business of any client
+        # No client has to read or change these records
         cls.__rpc__.clear()
 
     @classmethod
@@ -81,11 +81,12 @@ class Known(NamedTuple):
     """What is known about a server.
 
     ``trouble`` are the words by which its trouble was told, since
-    ``troubled_at``. ``accepted_at`` is when it accepted an email for some of
-    its recipients only; the others have their ``sent_at``. So many logins in a
-    row were refused; ``login`` is a hash of what it was tried with, and
-    nothing else is tried with it before ``next_login``. ``sessions`` is how
-    many it granted, one more is tried at ``more_sessions``. ``rate`` is how
+    ``troubled_at``. ``accepted_at`` is when it last accepted an email for some
+    of its recipients only; emails that were accepted as a whole have their
+    ``sent_at``. ``refused_logins`` is how many logins in a row were refused;
+    ``login`` is a hash of the configuration of the last one, which is not
+    tried again before ``next_login``. ``sessions`` is how many sessions the
+    server granted; one more is tried at ``more_sessions``. ``rate`` is how
     many messages a minute it took before it refused more.
     """
     trouble: str = None
@@ -99,7 +100,11 @@ class Known(NamedTuple):
     rate: float = None
 
     def told(self, words):
-        "Return the words by which trouble is told: the same as long as alike"
+        """Return the words by which trouble is told.
+
+        The words of before, as long as the trouble is alike: one trouble is
+        one error.
+        """
         if self.trouble and alike(self.trouble) == alike(words):
             return self.trouble
         return words
@@ -120,7 +125,7 @@ class Known(NamedTuple):
         refused = (self.refused_logins or 0) + 1
         return self._replace(
             refused_logins=refused,
-            # As a password: who reads the table must not find it out
+            # Hashed like a password, because the table must not tell it
             login=Pool().get('res.user').hash_password(login),
             next_login=now + login_delay(refused))
 
@@ -164,7 +169,7 @@ def retain(store, known, before):
                     [[store.server or '', *changed.values()]]))
             break
         except backend.DatabaseIntegrityError:
-            # Another run was first
+            # Another run has made the record meanwhile
             continue
 
 
@@ -175,7 +180,7 @@ def accepted_since(store, known, since):
 
 
 def suspected_alike(store, known, row, refusal):
-    "Return whether another was refused so, and nothing accepted since"
+    "Return whether another email was refused alike, and none accepted since"
     since = store.suspected_alike(row, refusal)
     return bool(since) and not accepted_since(store, known, since)
 

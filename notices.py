@@ -26,7 +26,7 @@ from .recipients import (
     account, answer_lines, join_lines, split_addresses, split_lines, told)
 from .tools import forget, utc_now
 
-__all__ = ['Notices', 'Received', 'receive']
+__all__ = ['Notices', 'Received', 'SES_ID', 'SES_IDS', 'receive']
 logger = logging.getLogger(__name__)
 
 # The history of an email gets no more events than these by notices, so that a

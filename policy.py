@@ -15,8 +15,9 @@ from .recipients import (
 from .replies import QUOTA
 
 __all__ = [
-    'Deadline', 'Pace', 'Patience', 'Sessions', 'Suspects', 'Throttle',
-    'after', 'first_answer', 'login_delay', 'next_attempt', 'suspected']
+    'ALIKE', 'ALIKE_AFTER_ACCEPTED', 'Deadline', 'Pace', 'Patience',
+    'RECORD_SECONDS', 'Sessions', 'Suspects', 'Throttle', 'after',
+    'first_answer', 'login_delay', 'next_attempt', 'suspected']
 
 HELD_ROWS = 500
 RECORD_SECONDS = 0.02

@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What has been handed over and waits for its record.
+"""Outcomes of emails that were handed over, until they are recorded.
 
-A crash sends all of it again, so there is little of it at any time, and
-nothing but a crash lets go of it.
+A crash makes all of these emails go again. So there are few of them at any
+time, and nothing but a crash drops an outcome.
 """
 import collections
 import logging
@@ -15,28 +15,29 @@ from .policy import RECORD_SECONDS
 __all__ = ['Gate', 'NotRecorded', 'Recorder', 'insist']
 logger = logging.getLogger(__name__)
 
-# What a crash can send twice: of a fast server by number, of others by time
+# How many emails a crash can send twice: a number for fast servers, and a time
+# for the others
 UNRECORDED_ROWS = 140
 UNRECORDED_SECONDS = 0.15
-# For how long a record is tried again, and how often
+# For how long a record that fails is repeated, and after which pause
 GIVE_UP_SECONDS = 300
 RETRY_SECONDS = 0.5
-# Interrupts that a step at the end of a run survives
+# How many interrupts a step at the end of a run survives
 INTERRUPTS = 5
 
 
 class NotRecorded(Exception):
-    "The database did not take the outcome of emails that were accepted"
+    "The database did not record the outcomes of emails that were accepted"
 
 
 class Gate:
-    """Where the outcomes arrive, and the sessions wait while records do.
+    """Where outcomes arrive, and where sessions wait until they are recorded.
 
     A session enters before it hands an email over. It has to wait while
     too many are under way or unrecorded, or once the oldest outcome has been
     waiting for longer than the last records took.
 
-    :param sessions: how many there are; each may have one email under way.
+    :param sessions: how many sessions there are; each has one email at a time.
     """
 
     def __init__(self, sessions):
@@ -51,10 +52,10 @@ class Gate:
         self._seconds = collections.deque([RECORD_SECONDS / 2], maxlen=16)
         self._is_closed = False
 
-    # The sessions
+    # What follows is called by the sessions
 
     def enter(self):
-        "Wait for the records and return whether a row can be handed over"
+        "Wait for a place and return whether a row can be handed over"
         with self._room:
             while not (self._is_closed or self._is_open()):
                 self._room.wait()
@@ -70,18 +71,18 @@ class Gate:
 
     @property
     def _patience(self):
-        # A record, the pause and the next record, and a bit
+        # The longest record, a pause, the next record, and a margin
         return min(
             RECORD_SECONDS + 3 * max(self._seconds), UNRECORDED_SECONDS)
 
     def leave(self):
-        "Let another enter instead"
+        "Give the place to another session, without an outcome"
         with self._room:
             self._count -= 1
             self._room.notify()
 
     def put(self, id_, outcome):
-        "Tell the outcome, None where the row was not handed over"
+        "Put the outcome of a row, None where the row was not handed over"
         with self._some:
             self._outcomes.append((id_, outcome))
             if outcome:
@@ -93,7 +94,7 @@ class Gate:
     def _has_many(self):
         return self._is_closed or 2 * len(self._arrived_at) >= self._limit
 
-    # The sender
+    # What follows is called by the sender
 
     def close(self):
         with self._room:
@@ -108,27 +109,27 @@ class Gate:
                     lambda: self._outcomes, timeout=seconds))
 
     def gather(self, seconds):
-        "Wait until the outcomes are worth a record, not longer than that"
+        "Wait until there are many outcomes, for so many seconds at most"
         with self._many:
             self._many.wait_for(self._has_many, timeout=seconds)
 
     def outcomes(self):
-        "Return the pairs of id and outcome that have come"
+        "Return the pairs of id and outcome that have arrived"
         with self._some:
             return list(self._outcomes)
 
     def settled(self, count):
-        "Forget the first so many of the pairs"
+        "Drop the first ``count`` pairs"
         with self._some:
             for _ in range(min(count, len(self._outcomes))):
                 self._outcomes.popleft()
 
     def recorded(self, arrived, released, seconds=None):
-        """Make room for others.
+        """Make room for further emails.
 
-        :param arrived: how many outcomes wait no longer.
-        :param released: how many of these, or before, are recorded.
-        :param seconds: the time that their record took.
+        :param arrived: how many outcomes no longer wait for a record.
+        :param released: how many of these, or of earlier ones, are recorded.
+        :param seconds: the time that the record took.
         """
         with self._room:
             for _ in range(min(arrived, len(self._arrived_at))):
@@ -140,9 +141,10 @@ class Gate:
 
 
 class Recorder:
-    """Records rows, again and again where the database does not take them.
+    """Records rows, and repeats a record that fails.
 
-    :param settings: decide on what is uncertain in the end.
+    :param settings: ``uncertain`` is the state of emails that the server may
+        have accepted and that can not be recorded in the end.
     :param touch: a function that is called while it waits.
     """
 
@@ -161,11 +163,11 @@ class Recorder:
         self.recorded_at = 0
 
     def add(self, row):
-        "Have a row recorded; the same once more changes nothing"
+        "Let a row be recorded; to add it twice changes nothing"
         self._rows[row.id] = row
 
     def arrived(self, count):
-        "Count outcomes that are among the rows, or need no record yet"
+        "Count outcomes whose rows were added, or need no record yet"
         self._arrived += count
 
     @property
@@ -179,9 +181,9 @@ class Recorder:
         return bool(self._locked)
 
     def record(self):
-        """Record what can be and return whether nothing is left.
+        """Record the rows that can be, and return whether none is left.
 
-        :raises NotRecorded: it has been tried for long enough.
+        :raises NotRecorded: it has failed for :data:`GIVE_UP_SECONDS`.
         """
         try:
             self._look_at_locked()
@@ -194,9 +196,9 @@ class Recorder:
         return not (self._rows or self._locked)
 
     def finish(self):
-        """Record all that is left, by another connection if it has to be.
+        """Record all rows that are left, on a new connection where necessary.
 
-        :raises NotRecorded: it has been tried for long enough.
+        :raises NotRecorded: it has failed for :data:`GIVE_UP_SECONDS`.
         """
         while not self._try():
             self._touch()
@@ -212,7 +214,7 @@ class Recorder:
             return False
 
     def reconnect(self):
-        "Take the slot again, so that what was accepted can be recorded"
+        "Take the slot again, so that the outcomes can be recorded"
         if not self._store.slot.reconnect() and self._rows:
             logger.error(
                 "another sender has taken over: the emails %s may be sent "
@@ -238,13 +240,13 @@ class Recorder:
     def _record_unlocked(self, rows):
         "Record rows and return those that somebody has locked"
         try:
-            # Set where the last one has failed or was interrupted
+            # Still set when the last record failed or was interrupted
             self._store.repeats, self._is_open = self._is_open, True
             self._store.record(rows)
         except self._store.Error as error:
             if not self._store.slot.is_locked_out(error):
                 raise
-            # By the table, this raises the same
+            # Where the table is locked, this raises the same error
             locked = self._store.locked(rows)
             held = {row.id for row in locked}
             self._store.repeats = True
@@ -261,7 +263,7 @@ class Recorder:
         self._locked[row.id] = row
 
     def _look_at_locked(self):
-        "Have the rows recorded that are no longer locked"
+        "Let the rows be recorded that nobody has locked any more"
         now = time.monotonic()
         if not self._locked or now - self._looked_at < RETRY_SECONDS:
             return
@@ -306,9 +308,9 @@ def _ids(ids):
 
 
 def insist(*steps):
-    """Take each step, whatever is raised meanwhile, and raise it at the end.
+    """Take each step, whatever the steps raise, and raise the first error.
 
-    What interrupts a step, by a signal for example, lets it begin again.
+    A step that is interrupted, by a signal for example, begins again.
     """
     raised = None
     for step in steps:

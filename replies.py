@@ -8,8 +8,9 @@ import re
 from typing import NamedTuple
 
 __all__ = [
-    'LOGIN', 'MAILBOX', 'MESSAGE', 'QUOTA', 'RATE', 'RECIPIENT', 'RECIPIENTS',
-    'SERVER', 'SESSION', 'WORDS', 'Reply', 'alike', 'meaning', 'verdict']
+    'LENGTH', 'LOGIN', 'MAILBOX', 'MESSAGE', 'QUOTA', 'RATE', 'RECIPIENT',
+    'RECIPIENTS', 'Reply', 'SERVER', 'SESSION', 'WORDS', 'alike', 'meaning',
+    'names_mailbox', 'statuses', 'too_many_recipients', 'verdict']
 
 # Whose fault a bad reply is
 MESSAGE, RECIPIENT, SERVER = 'message', 'recipient', 'server'

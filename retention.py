@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What goes, and when: old emails, their messages, everything about somebody.
+"""Deletes old emails, removes their messages, and erases an address.
 """
 import datetime as dt
 import logging
@@ -32,24 +32,24 @@ __all__ = ['Erased', 'Retention']
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
-# What stands for an address that is erased
+# The text that takes the place of an erased address
 ERASED = '***'
 NAMED_IN = [
     'from_addr', 'to_addrs', 'accepted', 'refused', 'error', 'subject', 'key',
     'mail_options', 'rcpt_options', 'queue_id']
-# Without any of it the text of a message is what its bytes are
+# Where a message has none of these, nothing in it is encoded
 _encoded = re.compile(rb'base64|quoted-printable|=\?|&#|utf-?(?:7|16|32)')
 
 
 class Erased(NamedTuple):
-    "What became of the emails that named an address, each a number of them"
+    "How many emails that named an address were deleted, changed, or busy"
     deleted: int
     changed: int
     busy: int
 
 
 class Retention:
-    "How long the queue keeps what"
+    "How long the queue keeps emails and messages"
     __slots__ = ()
 
     @classmethod
@@ -170,7 +170,7 @@ class Retention:
 
     @classmethod
     def _naming(cls, address):
-        "Return the ids of the emails that name the address outside of theirs"
+        "Return the ids of emails with the address anywhere but in a message"
         t = cls.__table__()
         cursor = Transaction().connection.cursor()
         columns = [getattr(t, name) for name in NAMED_IN]
@@ -264,7 +264,8 @@ class Retention:
 
 
 def _update_idle(t, id_, where, msg, file_id):
-    # A sender has read where the message of its email is
+    # Not of an email that is with a sender, because the sender has already
+    # read where the message is
     cursor = Transaction().connection.cursor()
     cursor.execute(*t.update(
             [t.msg, t.file_id], [msg, file_id],
@@ -283,8 +284,8 @@ def _ago(days):
 def _each_batch(Model, t, at, where, change):
     """Change rows in the order of a time, and return their number.
 
-    Each batch begins after the last: the transaction of the scheduler keeps
-    the index entries of all that were changed before.
+    Each batch begins after the last row of the batch before, because the
+    transaction of the scheduler keeps the index entries of changed rows.
     """
     count, after = 0, None
     while True:
@@ -315,14 +316,14 @@ class _Address:
             raise not_an_address(error.value) from error
         if len(found) != 1:
             raise not_an_address(text)
-        # In a message its domain can be as SMTP needs it or as it was given
+        # In a message the domain can be in the form of SMTP or as it was given
         self.texts = sorted({
                 found[0].lower(), on_the_wire(found[0]).lower(),
                 _bare(text).lower()})
         self._local_parts = {
             text.rpartition('@')[0].encode('utf-8') for text in self.texts}
         self._pattern = re.compile('|'.join(
-                # As a whole, also in the address of a page
+                # The address as a whole, also within the address of a page
                 r'(?:(?<![\w.+-])|(?<=%3d))'
                 + re.escape(text).replace('@', '(?:@|%40)')
                 + r'(?![\w-]|\.\w)' for text in self.texts), re.I)
@@ -337,7 +338,7 @@ class _Address:
         return self._pattern.sub(ERASED, text) if text else text
 
     def is_in_message(self, data):
-        # Most messages have not even the part that can be found fast
+        # The local part is searched first, because most messages lack even it
         lower = data.lower()
         if (any(part in lower for part in self._local_parts)
                 and self.is_in(data.decode('utf-8', 'replace'))):
@@ -356,7 +357,7 @@ class _Address:
                 self._equals, split_addresses(email.to_addrs)))
 
     def erased_from(self, email):
-        "Return what has to be written on an email to others, too"
+        "Return the values to write on an email that others get as well"
         values = {
             name: self._without(name, getattr(email, name))
             for name in NAMED_IN}
@@ -387,7 +388,7 @@ class _Address:
         if not text:
             return text
         if name == 'key':
-            # Two that are masked would be the same
+            # None, because two masked keys would be equal
             return None if self.is_in(text) else text
         if name == 'to_addrs':
             return ', '.join(

@@ -30,17 +30,21 @@ from .store import CRASHES_ALONE
 __all__ = ['Sender', 'log_row']
 logger = logging.getLogger(__name__)
 
+# How many bytes of messages a sender claims ahead
 HELD_SIZE = 16 * 1024 * 1024
+# After so many seconds without an answer of the database nothing is handed
+# over, because another sender may have taken the slot
 FENCE_SECONDS = 30
 # How often a message may be refused as sent too fast while others are taken
 OVERTAKEN = 3
 
 
 class Sender:
-    """A run that holds a slot.
+    """What sends the emails of one server in a run, in the slot of its store.
 
-    The threads take rows from ``_work``, until there is None, and tell what
-    became of them to ``_gate``, where they also wait for the records.
+    The threads of the sessions take rows from ``_work``, until None comes, and
+    put the outcomes into ``_gate``, where they also wait until outcomes are
+    recorded.
 
     :param known: what is known about the server, a ``known.Known``.
     """
@@ -111,7 +115,7 @@ class Sender:
     def late(self):
         return self._deadline.is_over
 
-    # The calling thread
+    # What follows runs in the calling thread
 
     def _replenish(self):
         "Claim ahead and return whether there is anything to wait for"
@@ -122,7 +126,8 @@ class Sender:
         self._is_blocked = False
         alone = any(r.crashes >= CRASHES_ALONE for r in self._held.values())
         rows = self._pace.rows()
-        # What is locked keeps the slot: others' emails need not wait for it
+        # Rows that somebody has locked keep the slot, so the emails of others
+        # are sent meanwhile, even when the time is over
         late = self.late and not self._recorder.waits
         if not (late or alone) and len(self._held) <= rows / 2:
             size = sum(r.size for r in self._held.values())
@@ -153,7 +158,7 @@ class Sender:
             identity.remember()
 
     def _wait(self):
-        "Wait for outcomes, and a bit longer for those that come with them"
+        "Wait for an outcome, and a bit longer for outcomes that come with it"
         if not self._gate.wait(BEAT_SECONDS):
             self._check_threads()
         elif len(self._gate.outcomes()) < len(self._held):
@@ -163,7 +168,7 @@ class Sender:
                 self._recorder.recorded_at + RECORD_SECONDS - time.monotonic())
 
     def _collect(self):
-        "Settle what has come; an interrupted call is simply made again"
+        "Settle the outcomes that have come; safe to repeat when interrupted"
         pairs = self._gate.outcomes()
         self._settle(pairs)
         self._recorder.arrived(sum(bool(outcome) for _, outcome in pairs))
@@ -190,7 +195,7 @@ class Sender:
             del self._held[id_]
 
     def _learn(self, row, outcome, now):
-        "Settle an outcome, and with it what it tells of the server"
+        "Settle an outcome, and learn from it about the server"
         if outcome.accepted:
             self.accepted = True
             self._patience.relieved()
@@ -213,16 +218,17 @@ class Sender:
             self.accepted or self._ask(accepted_since, row.suspect_since))
 
     def _is_the_servers(self, row, refusal):
-        "Return whether so many were refused so that the server is at fault"
+        "Return whether the number of equal refusals shows the server's fault"
         if self.accepted:
             return self._suspects.alike(refusal) >= ALIKE_AFTER_ACCEPTED
         return (self._suspects.alike(refusal) >= ALIKE
             or self._ask(suspected_alike, row, refusal))
 
     def _ask(self, question, *args):
-        """Return the database's answer, False where it gives none.
+        """Return the answer to a question about suspects, False without one.
 
-        An email that was accepted must be recorded whatever happens here.
+        No error of the database is raised, because an email that was accepted
+        must be recorded whatever happens here.
         """
         try:
             return question(self.store, self.known, *args)
@@ -249,7 +255,10 @@ class Sender:
                 row, after(row, outcome, self._now, self._settings), outcome)
 
     def _accepted_partly(self, row, outcome):
-        "Remember what no row in the state sent will show"
+        """Remember that the server has accepted an email in part.
+
+        No row in the state *Sent* will show that.
+        """
         if len(outcome.accepted) < len(row.remaining):
             self.known = self.known._replace(accepted_at=self._now)
 
@@ -262,7 +271,7 @@ class Sender:
             log_row(row)
 
     def _release_suspects(self):
-        "Keep those of whom is not known yet whose fault it is"
+        "Record the suspects: the run has not learned whose fault they are"
         for pairs in self._suspects.release():
             alone = len(pairs) == 1
             for row, outcome in pairs:
@@ -282,7 +291,7 @@ class Sender:
             self._labels[outcome.reasons.get(address)], words)
 
     def _stop(self):
-        "Let the threads end what they are at"
+        "Let each thread end after the row that it is sending"
         self._stopped_early = self._stopping.is_set()
         self._halt()
         for _ in self._threads:
@@ -295,14 +304,14 @@ class Sender:
                 self._keep_slot()
 
     def _give_back(self):
-        "Give back what has not been handed over"
+        "Give back the rows that were claimed and not handed over"
         while row := self._work.left():
             self._settle([(row.id, None)])
         self._release_suspects()
         self._conclude()
 
     def _conclude(self):
-        "Add what this run has learned to what is known about the server"
+        "Add to what is known about the server what this run has learned"
         known, now = self.known, self.store.now()
         if self._login_refused:
             known = known.login_refused(login_of(self.store.server), now)
@@ -331,7 +340,7 @@ class Sender:
                 self._recorder.reconnect()
             self._beat()
         except self.store.Error:
-            # It may be the reason to stop
+            # The loss of the connection may be the reason to stop
             logger.debug("no connection", exc_info=True)
 
     def _log(self):
@@ -345,7 +354,7 @@ class Sender:
             self._counts['sent'], self._counts['failed'],
             self._counts['outbox'], seconds, self._counts['sent'] / seconds)
 
-    # The threads
+    # What follows runs in the threads of the sessions
 
     def _serve(self):
         client = client_for(
@@ -356,7 +365,7 @@ class Sender:
         client.close()
 
     def _hand_over(self, client, row):
-        "Tell the outcome, unless the row goes to another session"
+        "Send a row and put its outcome, unless another session gets the row"
         accepted, overtaken = self._accepted, 0
         while self._may_send(row):
             self._sessions.tries(client)
@@ -372,7 +381,8 @@ class Sender:
                     return
                 outcome.trouble = trouble._replace(lasting=False)
             if outcome.trouble and outcome.trouble.lasting:
-                # No other message is tried meanwhile
+                # Before the calling thread learns of it, so that no session
+                # tries another message
                 self._halt()
             if outcome.accepted:
                 self._accepted += 1
@@ -415,7 +425,7 @@ class Sender:
 class _Work:
     """Rows for the sessions, in the order in which they were put.
 
-    One that comes back is the next, because others were put after it.
+    A row that is put back is the next, because it was due before the others.
     """
 
     def __init__(self):
@@ -434,7 +444,7 @@ class _Work:
         return self._rows.get()[-1]
 
     def left(self):
-        "Return a row that nobody has taken, None where there is none"
+        "Return a row that no session has taken, None where there is none"
         while not self._rows.empty():
             if row := self.get():
                 return row
@@ -445,7 +455,7 @@ def _seconds_until(at, now):
 
 
 def _is_too_fast(outcome):
-    "Return whether the message is to go again, only not so soon"
+    "Return whether the server wants the same message later, and no other"
     return (outcome.trouble and outcome.trouble.kind == RATE
         and not outcome.accepted)
 

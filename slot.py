@@ -39,13 +39,15 @@ BEAT_SECONDS = 1
 KEEPALIVE = {'idle': 20, 'interval': 10, 'count': 4}
 UNANSWERED_SECONDS = 60
 STATEMENT_SECONDS = 60
-# While emails are sent a lock must not hold up what is not locked
+# How long a statement waits for a lock: while emails are sent, a locked row
+# must not hold up the rows that are free
 LOCK_SECONDS, LOCK_SECONDS_SENDING = 30, 0.1
 LOCKED_OUT = '55P03'
-# What is over when the statement is tried again a moment later
+# The SQLSTATEs of errors that are over when the statement is repeated
 PASSING = {LOCKED_OUT, '40001', '40P01', '57014'}
-# So that neither role nor database nor a transaction of trytond, which leaves
-# its time-out on the connections of the pool, decides for a sender
+# Set for the session of a sender, so that neither the role nor the database
+# decides for it, nor a transaction of trytond, which leaves its time-out on
+# the connections of the pool
 SESSION = {
     **{f'tcp_keepalives_{name}': str(n) for name, n in KEEPALIVE.items()},
     # No probe is sent while an answer is on its way: PostgreSQL 12 and later
@@ -57,8 +59,10 @@ SESSION = {
     'transaction_timeout': '0',
     'default_transaction_isolation': 'read committed',
     }
-# Without locks a row is orphaned when its sender has not touched it so long
+# Without locks a row is orphaned when its sender has not touched it for this
+# time
 ORPHANED_SECONDS = 60
+# How long a statement of SQLite waits for others that write
 BUSY_SECONDS = 60
 
 
@@ -195,12 +199,12 @@ class LockSlot(Slot):
         _keep_alive(self.connection)
 
     def close(self):
-        "Give the connection back as others expect it, without a slot"
+        "Reset the connection, so that its next user finds it as ever"
         if self._is_ready:
             try:
                 _reset_session(self.connection)
             except self.Error:
-                # The pool will not have it again
+                # Closed, so that the pool drops it
                 self.connection.close()
         else:
             self.connection.close()
@@ -219,7 +223,7 @@ class LockSlot(Slot):
 
     @property
     def _is_ready(self):
-        # An interrupt may have come in the middle of a statement
+        # False after an interrupt in the middle of a statement
         info = self.connection.info
         return (info.transaction_status.name == 'IDLE'
             and info.pipeline_status.name == 'OFF')
@@ -242,14 +246,14 @@ class LockSlot(Slot):
             self._unlock(self.number)
             self._mark('')
         except backend.DatabaseOperationalError:
-            # Lost with the connection
+            # The lock is lost with the connection
             pass
         self.number = None
 
     def reconnect(self):
-        """Take the slot again on another connection and return whether it is.
+        """Take the slot again on a new connection and return whether it did.
 
-        The server may not know yet that the old connection is lost. Its
+        PostgreSQL may not know yet that the old connection is lost. The old
         backend is ended, so that the slot is free at once.
         """
         if not self._is_ready:
@@ -276,7 +280,7 @@ class LockSlot(Slot):
         self._holder = self.connection
 
     def _end_backend(self):
-        "End the backend that holds the slot, if it is our own old one"
+        "End the old backend of this sender, if it still holds the slot"
         pid, started = self._backend
         return self.execute((
                 "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a "
@@ -342,22 +346,22 @@ class LockSlot(Slot):
         return Literal(True)
 
     # Behind a pooler like PgBouncer each transaction may have another session.
-    # A lock would stay with one that others use, and keep nobody away.
+    # A lock would stay with a session that others use, and keep nobody away.
 
     def _check_pooler(self):
         pid, name = self.execute(Select([
                     BackendPid(), CurrentSetting(MARK, True)])).fetchone()
-        # A pooler does not tell the pid of a server process
+        # A pooler tells a pid of its own, not that of the backend
         if (pid != self.connection.info.backend_pid
                 and (name or self._is_lent(pid))):
             raise _no_session()
 
     def _is_lent(self, pid):
-        "Return whether another transaction moves the session, or gets it"
+        "Return whether a second transaction moves the session, or shares it"
         try:
             other = self.database.get_connection()
         except backend.DatabaseOperationalError:
-            # The claims will show it
+            # Without a second connection only the claims can tell
             return False
         try:
             for _ in range(SESSION_TRIES):
@@ -431,14 +435,14 @@ class TouchedSlot(Slot):
 
     @contextmanager
     def hurried(self):
-        "Wait for others that write as ever, because all of them do it shortly"
+        "Change nothing: SQLite has no locks of rows"
         yield
 
     @contextmanager
     def atomic(self):
         "Let several statements commit together"
         if self.connection.in_transaction:
-            # One database for all connections of a thread
+            # The connections of a thread share one database in memory
             yield
         else:
             self.connection.execute('BEGIN IMMEDIATE')
@@ -479,7 +483,7 @@ def _ago(seconds):
 
 
 def _set_session(connection):
-    "Set what this server knows of the settings of a sender's session"
+    "Set those of :data:`SESSION` that this version of PostgreSQL knows"
     connection.cursor().execute(
         "SELECT set_config(name, value, false) "
         "FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
@@ -493,14 +497,15 @@ def _reset_session(connection):
         "SELECT name, pg_advisory_unlock_all() "
         "FROM unnest(%s::text[]) AS s (name) "
         "WHERE current_setting(name, true) IS NOT NULL", [list(SESSION)])
-    # One query, where the names have been checked
+    # The names come from the query above, so they are safe in a statement
     cursor.execute('; '.join(f'RESET {name}' for name, _ in cursor.fetchall()))
 
 
 def _keep_alive(connection):
-    """Let this end, too, notice within a minute that the other is gone.
+    """Let this end of the connection notice that the other end is gone.
 
-    On PostgreSQL a lock lasts until the server knows so.
+    Within a minute, as PostgreSQL does by the settings of the session: a lock
+    lasts until PostgreSQL knows.
     """
     with socket.socket(fileno=os.dup(connection.fileno())) as sock:
         if sock.family == socket.AF_UNIX:

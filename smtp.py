@@ -43,15 +43,17 @@ BATCH_SIZE = 8 * 1024
 SLICE_SIZE = 256 * 1024
 LINE_LENGTH = 8 * 1024
 REPLY_LINES = 100
-# Of the name that a server gives an email that it has taken
+# The length of the name that a server gives an email that it has accepted
 QUEUE_ID_LENGTH = 100
-# Connecting, TLS, EHLO and login together, in time-outs of one step
+# How many time-outs of one step connecting, TLS, EHLO and login have together
 OPENING_STEPS = 3
-# Threads of a server that may wait for a name server which does not answer
+# How many threads of each mail server may wait for a name server that does not
+# answer
 RESOLVING = 10
 QUIT_TIMEOUT = 5
 
-# The same event: only the moment decides which
+# All mean that the peer closed the connection; which error is raised depends
+# on timing
 CLOSED = (
     smtplib.SMTPServerDisconnected, ConnectionResetError,
     ConnectionAbortedError, BrokenPipeError)
@@ -67,7 +69,7 @@ _timeout = re.compile(r'[?&]timeout=(\d+)')
 _parameters = re.compile(
     r'/?(?:\?(?:timeout|local_hostname)=[^&]*'
     r'(?:&(?:timeout|local_hostname)=[^&]*)*)?\Z')
-# Up to the last @, for a password may hold what should have been quoted
+# Up to the last @, because an unquoted password may itself contain @ or /
 _before_host = re.compile(r'\A(?:.*@|(?:[A-Za-z][\w+.-]*:)?//)', re.S)
 _host = re.compile(r'(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?')
 # What is shown of a URI in which no host can be told from a secret
@@ -177,10 +179,10 @@ class Outcome:
 
 
 class _Lost(Exception):
-    """The connection is of no more use.
+    """The connection cannot be used any more.
 
-    ``is_of_session`` tells that the server had enough of the session, or may
-    have ended it before this message: the message is not what it refuses.
+    ``is_of_session`` tells that the server has ended the session, or may have
+    ended it before this message. The loss is none of the message then.
     """
 
     def __init__(self, words, is_of_session=False):
@@ -190,15 +192,15 @@ class _Lost(Exception):
 
 
 class _Nonsense(_Lost):
-    "By a time-out or an answer that makes no sense: as of no SMTP server"
+    "Lost by a time-out or by an answer that makes no sense"
 
 
 class _Unanswered(_Lost):
-    "After the message was transmitted: nobody knows whether it was accepted"
+    "Lost after the message was transmitted, before the answer to it"
 
 
 def trouble_of(error):
-    "Return the Trouble that an exception is when a session is opened"
+    "Return the Trouble of an exception that ends the opening of a session"
     kind = SESSION
     if (isinstance(error, smtplib.SMTPAuthenticationError)
             and error.smtp_code >= 500):
@@ -265,7 +267,7 @@ class Client:
                 losses = self._transact(
                     session, mail, remaining, outcome, losses)
             except _Lost:
-                # The same once more, in a new session
+                # The session had ended, so the same message goes in a new one
                 continue
             if outcome.trouble or outcome.unanswered:
                 return outcome
@@ -378,7 +380,7 @@ class Client:
                 seconds = math.ceil(self.timeout)
                 uri += f'{"&" if "?" in uri else "?"}timeout={seconds}'
             server = opening.connect(uri)
-        # The session has bounds of its own
+        # A bound until the login only, because the session has its own bounds
         file = server.file or server.sock.makefile('rb')
         server.file = _Lines(file)
         try:
@@ -395,10 +397,10 @@ class Client:
 
 @contextmanager
 def _words_of_ehlo(servers):
-    """Let the refusal of EHLO be the error of what fails because of it.
+    """Raise the refusal of EHLO instead of an error that follows from it.
 
-    smtplib goes on with HELO, and tells the answer to that, or that the server
-    does not offer what only EHLO shows.
+    After a refused EHLO smtplib goes on with HELO. Its error is then the
+    answer to HELO, or that the server does not offer what only EHLO shows.
     """
     try:
         yield
@@ -424,7 +426,7 @@ class _Opening:
 
     def watch(self, sock):
         "Let the connection of ``sock`` end when the opening is cut"
-        # A handle of its own, as TLS takes the socket's away
+        # A second handle, because TLS detaches the handle of the socket
         handle = socket.socket(fileno=os.dup(sock.fileno()))
         with self._lock:
             self._handles.append(handle)
@@ -441,7 +443,7 @@ class _Opening:
             try:
                 handle.shutdown(socket.SHUT_RDWR)
             except OSError:
-                # Not connected, or not any more
+                # The socket is not connected yet, or no longer
                 pass
 
     def end(self):
@@ -493,7 +495,8 @@ class _Opening:
             with _words_of_ehlo(servers):
                 server = get_server(uri, strict=True)
         except BaseException:
-            # Neither closes what fails after the connection was made
+            # Neither trytond nor smtplib closes a connection whose greeting,
+            # TLS or login fails
             for server in servers:
                 server.close()
             raise
@@ -521,7 +524,7 @@ class _Opening:
 
 
 class _Lines:
-    "The file of a connection which is read for so many lines only"
+    "The file of a connection, from which a bounded number of lines is read"
 
     def __init__(self, file):
         self.file = file
@@ -577,7 +580,7 @@ def open_in_time(seconds, connect, name):
             with _resolving_lock:
                 _resolving.append(thread)
         for server in result:
-            # Opened in the moment that it was cut
+            # The connection was opened at the moment when it was cut
             server.close()
         raise TimeoutError("timed out")
     if error:
@@ -615,7 +618,7 @@ class _Session:
                 self._transact(mail, recipients, outcome)
         except _Lost as error:
             if self.messages > 1 and self.step == 'mail':
-                # The server may have ended it before this message
+                # The server may have ended the session before this message
                 error.is_of_session = True
             raise
 
@@ -642,10 +645,11 @@ class _Session:
             self._abandon(lone_dot=started and not accepted)
 
     def _check_ended(self, replies):
-        """Give up a session that the server has had enough of.
+        """Give up a session after a reply by which the server ends it.
 
-        It may have been idle for too long, or have taken as many messages as
-        one may. Whether there is more to it shows in a new session.
+        The session may have been idle for too long, or have carried as many
+        messages as the server allows. A new session shows whether the server
+        is in trouble.
         """
         if self.messages == 1:
             return
@@ -661,7 +665,7 @@ class _Session:
             self._write(b'QUIT\r\n')
             self._reply(QUIT_TIMEOUT)
         except _Lost:
-            # Says nothing of what was answered before
+            # A failing QUIT does not change earlier answers
             pass
         self.server.close()
 
@@ -669,7 +673,8 @@ class _Session:
         "Return the recipients that the server's extensions allow"
         size, limit = len(mail.data), self._size_limit
         if limit and size > limit:
-            # A suspect as any other: a server can offer a limit by mistake
+            # A suspect like any other, because a server can offer a limit by
+            # mistake
             outcome.refuse(
                 recipients, 'mail', f'SIZE {limit}', reason='too_large')
             return []
@@ -701,7 +706,7 @@ class _Session:
         return _command('MAIL FROM:', address, options)
 
     def _offered(self, options):
-        "Return the options without those that are ours or not offered"
+        "Return the options that are offered, without those that we set"
         kept = []
         for option in options:
             keyword = option.partition('=')[0].upper()
@@ -729,7 +734,7 @@ class _Session:
             try:
                 self._write(b''.join(batch))
             except _Lost as error:
-                # The server may have told why before it closed
+                # The server may have sent the reason before it closed
                 broken = error
             for command in batch:
                 self.step = command[:4].decode('ascii').lower()
@@ -801,9 +806,9 @@ class _Session:
         if step == 'mail' and self.messages == 1 and (
                 reply.code == 421 or about == SESSION
                 or 'connections' in reply.text.lower()):
-            # As a server says it that greets more sessions than it serves
+            # A server that greets more sessions than it serves says so
             return SESSION
-        # At RCPT it may be the recipient who gets too much
+        # At RCPT the rate may be that of the recipient
         return RATE if about == RATE and step != 'rcpt' else None
 
     def _transmit(self, mail, recipients, outcome):
@@ -813,9 +818,10 @@ class _Session:
         data = mail.data.replace(b'\r\n.', b'\r\n..')
         if data.startswith(b'.'):
             data = b'.' + data
-        # A dot that ends no line of its own would be waited for in vain
+        # The dot must be on a line of its own, or the server waits for ever
         end = b'.\r\n' if data[-2:] in (b'', b'\r\n') else b'\r\n.\r\n'
-        # Joined with the end as a whole it would be another copy
+        # Only the last piece is joined with the end, because to join the whole
+        # would copy the message
         view, reply = memoryview(data), None
         last = len(data) // SLICE_SIZE * SLICE_SIZE
         for position in range(0, last + 1, SLICE_SIZE):
@@ -856,14 +862,14 @@ class _Session:
         raise error
 
     def _abandon(self, lone_dot):
-        "End a transaction that the server has not taken"
+        "End an SMTP transaction whose message the server has not accepted"
         self.step = 'rset'
         if lone_dot:
-            # RFC 2920 3.1: only this ends what 354 began
+            # RFC 2920 3.1: after 354 only a dot ends the message
             self._write(b'.\r\n')
             self._reply(self.timeout)
-        # Shows, too, whether a server that refused a message waits for the
-        # next one or takes its lines for commands
+        # The reply also shows whether a server that refused a message waits
+        # for the next message or takes the lines for commands
         self._write(b'RSET\r\n')
         reply = self._reply(self.timeout)
         if not reply.good:
@@ -964,7 +970,7 @@ def _words(error):
     if isinstance(error, smtplib.SMTPResponseException):
         return f'{error.smtp_code} {_printable(error.smtp_error)}'
     if isinstance(error, TimeoutError) or str(error).endswith('timed out'):
-        # smtplib makes a disconnection of it
+        # smtplib turns a time-out into a disconnection
         return "timed out"
     if isinstance(error, CLOSED):
         return "the connection was closed"

@@ -30,24 +30,30 @@ from .tools import Tuple, database_time, forget, locking, moment, utc_now
 __all__ = ['CRASHES_ALONE', 'Row', 'Store', 'queues', 'waiting_servers']
 logger = logging.getLogger(__name__)
 
+# After so many seconds claims begin at the first row again
 RESTART_SECONDS = 2
+# Crashes after which a row is claimed alone, and after which it fails
 CRASHES_ALONE, CRASHES_FAILED = 3, 10
-# From the second crash on, doubled with each
+# How long a row waits after its second crash, doubled with each further crash
 CRASH_DELAY = dt.timedelta(minutes=1)
+# How long an email waits that was sent, perhaps, and could not be recorded
 UNRECORDED_DELAY = dt.timedelta(minutes=15)
 
-# What an outcome changes, and is the same for many rows that are sent; what is
-# recorded of any row
+# The columns that an outcome changes; many sent rows have equal values in them
 OUTCOME_COLUMNS = (
     'state', 'accepted', 'refused', 'attempts', 'first_attempt',
     'uncertain', 'sent_at', 'reason', 'error', 'suspect', 'suspect_since',
     'priority', 'own_priority')
-RECORDED_COLUMNS = OUTCOME_COLUMNS + (
-    'scheduled_at', 'queue_id')
+# All columns that a record writes; of sent rows these two are left out, or
+# written one by one
+RECORDED_COLUMNS = OUTCOME_COLUMNS + ('scheduled_at', 'queue_id')
 
 
 class Row(NamedTuple):
-    "What a sender reads of a record; it writes RECORDED_COLUMNS"
+    """The columns of an email that a sender reads.
+
+    It writes those of :data:`RECORDED_COLUMNS`.
+    """
     id: int
     server: str
     priority: str
@@ -76,8 +82,8 @@ class Row(NamedTuple):
     own_priority: str = None
     reason: str = None
     bounced_at: dt.datetime = None
-    # What is told in the history, and the recipients that are not tried, each
-    # with the reason: no columns of the table
+    # No columns of the table: the events for the history, and pairs of a
+    # recipient that is not tried and the words for it
     events: tuple = ()
     dead: tuple = ()
 
@@ -96,12 +102,12 @@ class Row(NamedTuple):
 
     @property
     def place(self):
-        "The order of sending"
+        "The place in the order of sending"
         return self.priority, self.scheduled_at, self.id
 
     @property
     def remaining(self):
-        "The recipients that the message has still to go to"
+        "The recipients that have neither accepted nor refused the message"
         return remaining(self.to_addrs, self.accepted, self.refused)
 
     def expired(self, now):
@@ -127,7 +133,7 @@ def waiting_servers(Model):
     t = Model.__table__()
     cursor = Transaction().connection.cursor()
     names, name = [], ''
-    # DISTINCT would walk over all of the rows
+    # One step in the index for each name, because DISTINCT would read all rows
     while name is not None:
         cursor.execute(*t.select(
                 Min(t.server),
@@ -162,7 +168,7 @@ class Store:
         self._clock = database_time(), time.monotonic()
         self._places = {}
         self._restarted_at = time.monotonic()
-        # A record that has been tried before may have been made in part
+        # Whether the next record may have been made in part before
         self.repeats = False
 
     @property
@@ -179,10 +185,10 @@ class Store:
         now, at = self._clock
         return now + dt.timedelta(seconds=time.monotonic() - at)
 
-    # The rows of others
+    # Rows of other senders
 
     def recover(self):
-        "Put back what senders held that are dead"
+        "Put back the rows of senders that have died"
         t = self.Model.__table__()
         numbers = self.execute(t.select(
                 t.slot, where=t.state == 'sending',
@@ -225,7 +231,7 @@ class Store:
         logger.warning("put back %d emails whose sender died", len(ids))
 
     def complete(self):
-        "Give rows what they lack that were not written by the module"
+        "Complete rows that another tool has written"
         t = self.Model.__table__()
         cursor = self.execute(self._update_unlocked(
                 t, *incomplete.completion(self.Model, t, utc_now())))
@@ -262,15 +268,16 @@ class Store:
                 t.id,
                 where=self._due(t) & (t.priority == priority)
                 & (t.crashes < CRASHES_ALONE),
-                # Of the index, or PostgreSQL may rather read the table
+                # As in the index, because PostgreSQL may read the table else
                 order_by=[t.server, t.priority, t.scheduled_at, t.id],
                 limit=1)).fetchone()
 
     def claim(self, limit, size):
         """Claim the next due rows and return them in the order of sending.
 
-        :param limit: their number at most.
-        :param size: the bytes after which no further is claimed.
+        :param limit: how many rows at most.
+        :param size: the bytes of messages after which no further row is
+            claimed.
         """
         if time.monotonic() - self._restarted_at > RESTART_SECONDS:
             self._restart()
@@ -296,7 +303,7 @@ class Store:
         return self._checked(rows)
 
     def _checked(self, rows):
-        "Return the claimed rows, unless another session claimed none"
+        "Return the claimed rows; where there are none, check the session"
         if not rows:
             self.slot.check_session()
         return rows
@@ -313,8 +320,8 @@ class Store:
                 t, (t.state == 'outbox') & (t.id == id_), limit=1))
 
     def _restart(self):
-        # The scheduler's own transaction keeps the index entries of rows that
-        # are claimed: a claim that began at the first would walk over all
+        # Not at every claim, because the scheduler's transaction keeps the
+        # index entries of claimed rows alive, and the claim walks over them
         self._places.clear()
         self._restarted_at = time.monotonic()
 
@@ -327,8 +334,9 @@ class Store:
     def _claim(self, table, where, limit, size=1):
         """Claim rows and return them in the order of sending.
 
-        :param limit: their number at most.
-        :param size: the bytes after which no further is claimed.
+        :param limit: how many rows at most.
+        :param size: the bytes of messages after which no further row is
+            claimed.
         """
         rows = self._take(*self._fitting(table, where, limit, size))
         return sorted(
@@ -386,7 +394,7 @@ class Store:
         if row.file_id:
             msg = self.Model.msg.load(row.file_id, row.size)
             row = row._replace(msg=msg)
-        # What was written by SQL since the run began
+        # Another tool may have written NULL since the run began
         return row._replace(
             attempts=row.attempts or 0, crashes=row.crashes or 0)
 
@@ -402,14 +410,14 @@ class Store:
                     limit=1)).fetchone())
 
     def suspected_alike(self, row, refusal):
-        "Return since when another email is suspect that was refused so"
+        "Return since when another email, refused alike, is a suspect"
         t = self.Model.__table__()
         since, = self.execute(t.select(
                 Max(t.suspect_since),
                 where=(t.suspect == refusal) & (t.state == 'outbox')
                 & (t.server == self.server) & (t.id != row.id))).fetchone()
         if isinstance(since, str):
-            # SQLite knows the type of columns only
+            # SQLite converts columns to a datetime, and no expressions
             since = dt.datetime.fromisoformat(since)
         return since
 
@@ -423,11 +431,11 @@ class Store:
             where=self._holding(t, ids))
 
     def _holding(self, t, ids):
-        "Return the condition of those rows that the sender still holds"
+        "Return the condition of the rows among ``ids`` that the sender holds"
         return fields.SQL_OPERATORS['in'](t.id, ids) & self.slot.holds(t)
 
     def _tell(self, pairs):
-        "Tell events in the history, as pairs of the id of a row and event"
+        "Write pairs of the id of a row and an event into the history"
         t = self.Event.__table__()
         now = moment()
         values = [
@@ -447,7 +455,7 @@ class Store:
         return self._ids(locked(t.select(t.id, where=self._holding(t, ids))))
 
     def _record_told(self, rows):
-        "Record rows together with what is told of them"
+        "Record rows and their events in one transaction"
         with self.slot.atomic():
             held = set(self._held(
                     [r.id for r in rows], partial(locking, skip=False)))
@@ -475,7 +483,8 @@ class Store:
         "Let an update of several rows write the queue id of each, too"
         t = query.table
         if backend.name == 'postgresql':
-            # PostgreSQL would try the cases one by one for every row
+            # Not by CASE, because PostgreSQL tries the cases one by one for
+            # every row
             q = With('id', 'queue_id', query=Select([
                         Unnest(Cast([r.id for r in rows], 'INTEGER[]')),
                         Unnest(Cast([r.queue_id for r in rows], 'VARCHAR[]')),
@@ -493,7 +502,7 @@ class Store:
             return 0
         values = [
             tuple(getattr(r, n) for n in RECORDED_COLUMNS) for r in rows]
-        # In one transaction where psycopg pipelines them
+        # Psycopg pipelines the statements, in one transaction
         return self.slot.execute_many(
             str(self._update(RECORDED_COLUMNS, values[0], [0])), [
                 self._update(RECORDED_COLUMNS, v, [r.id]).params
@@ -508,8 +517,8 @@ class Store:
     def put_back(self, rows, state):
         """Let go of rows whose outcome cannot be recorded.
 
-        :param state: of those that the server may have; the others go back
-            to the outbox as they were.
+        :param state: the state of the rows that the server may have accepted.
+            The other rows go back to the outbox as they were.
         """
         t = self.Model.__table__()
         groups = collections.defaultdict(list)
@@ -537,8 +546,10 @@ class Store:
             try:
                 self._tell((id_, told[taken]) for id_ in held)
             except self.Error:
-                # The rows are more than their history
-                logger.warning("it is not told", exc_info=True)
+                # To put the rows back is worth more than their history
+                logger.warning(
+                    "the history does not tell what was put back",
+                    exc_info=True)
         forget(Transaction())
 
     def record(self, rows):
@@ -569,7 +580,7 @@ class Store:
         try:
             self.Model.finished(self.Model.browse([r.id for r in rows]))
         except Exception:
-            # What was sent is recorded: nothing of it may be undone
+            # The rows are recorded, and no error of the hook may undo that
             logger.exception("error in the hook for finished emails")
 
     def _purge(self):
