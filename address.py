@@ -16,22 +16,22 @@ import idna
 from . import words
 
 NULL_SENDER = '<>'
-# Against nonsense only. RFC 5321 4.5.3.1.1 allows 64 bytes of a local part;
-# addresses for replies and SRS have more, which is for the server to judge.
+# A bound against nonsense only. RFC 5321 4.5.3.1.1 allows a local part of 64
+# bytes; addresses for replies and SRS have more, and the server may take them.
 LOCAL_PART_LENGTH = 500
 # RFC 5321 4.5.3.1.2
 DOMAIN_LENGTH = 255
 # RFC 5321 4.1.2, esmtp-param
 _option = re.compile(r'[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?')
-# More generous with dots than RFC 5321 as some mailboxes are
+# Dots can be anywhere, unlike in RFC 5321, because such mailboxes exist
 _dot_string = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\U0010ffff-]+")
 _quoted_string = re.compile(r'"(?:[^"\\\x00-\x1f\x7f]|\\[ -~])*"')
 _label = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?')
 _literal = re.compile(r'\[[A-Za-z0-9:.-]+\]')
 _control = re.compile(r'[\x00-\x1f\x7f]')
-# The list of addresses of RFC 5322 3.4 without blanks in an address, so that
-# each is found as it stands. There is just one way to match any text: the time
-# is linear.
+# The list of addresses of RFC 5322 3.4, but without blanks in an address, so
+# that each address is found as it stands. A text can be matched in one way
+# only, so that matching takes linear time.
 _quoted = r'"(?:[^"\\]|\\.)*"'
 _phrase = rf'(?:{_quoted}|[^"<>,:;@()\\])*'
 _atom = r'[^ "<>,:;@()\\[\]]+'
@@ -45,13 +45,13 @@ _comment_part = re.compile(r'\\.|[^\\"()]+|.')
 
 
 class Invalid(ValueError):
-    """An argument that cannot be queued, before there are words for it.
+    """An argument that cannot be queued, without words for users.
 
-    For callers it becomes an :class:`exceptions.ArgumentError`, whose words
-    need a database.
+    Callers get an :class:`exceptions.ArgumentError` instead, whose words need
+    a database.
 
-    ``argument`` is its name, ``value`` what is wrong with it as printable text
-    and ``reason`` the name of one of the module's messages.
+    ``argument`` is the name of the argument, ``value`` its wrong part as
+    printable text, and ``reason`` the name of one of the module's messages.
     """
 
     def __init__(self, argument, value, reason):
@@ -169,7 +169,7 @@ def _without_comments(argument, text):
 
 def _checked(argument, address):
     local, _, domain = address.rpartition('@')
-    # Nobody means a blank or a mark without width that is not ASCII
+    # Non-ASCII spaces and zero-width characters are always a mistake
     if (not local.isprintable()
             or len(local.encode('utf-8')) > LOCAL_PART_LENGTH
             or not (_dot_string.fullmatch(local)
@@ -189,7 +189,8 @@ def _checked(argument, address):
 def on_the_wire(address):
     """Return an address with the domain that SMTP and headers need.
 
-    IDNA 2008: Python's own codec is IDNA 2003, for which straße is strasse.
+    The domain is encoded by IDNA 2008, because Python's own codec is IDNA
+    2003, which makes strasse of straße.
     """
     local, at, domain = address.rpartition('@')
     try:
@@ -222,8 +223,9 @@ def options(argument, values):
 def envelope_sender(message):
     """Return the sender that the headers of ``message`` name.
 
-    The first address of *Sender*, else of *From*; of the resent block where
-    there is one (RFC 5322 3.6.6). As ``smtplib.SMTP.send_message`` does.
+    As ``smtplib.SMTP.send_message``: the first address of *Sender*, or of
+    *From* without a *Sender*, or of their *Resent-* fields where the message
+    has a *Resent-Date* (RFC 5322 3.6.6).
     """
     prefix = _resent(message)
     for name in ['Sender', 'From']:
@@ -252,7 +254,7 @@ def _resent(message):
 
 
 def raw_values(message, name):
-    "Return what is stored in ``message``: to parse it could fail"
+    "Return the stored values of a field, because parsing them could fail"
     return [
         value for key, value in message.raw_items()
         if str(key).lower() == name.lower()]
@@ -264,7 +266,7 @@ def _header_addresses(argument, message, name):
         try:
             text = _header_text(value)
         except Exception as error:
-            # A message can hold any object in any place
+            # Any object can be the value of a field
             raise Invalid(
                 'msg', f'{type(error).__name__}: {error}',
                 'msg_message_broken')
@@ -275,19 +277,19 @@ def _header_addresses(argument, message, name):
 def header_addresses(header):
     """Return the list of addresses that an ``email.header.Header`` holds.
 
-    As it is encoded, because a decoded name could hold a comma, unless the
-    addresses are encoded as well.
+    They are read from the encoded text, because a decoded name could contain a
+    comma, unless the addresses are encoded, too.
     """
     encoded = header.encode(linesep='\n')
     return encoded if '@' in encoded else str(header)
 
 
 def _header_text(value):
-    "Return the addresses of a header as they were before any decoding"
+    "Return the text of a field of addresses as it was before any decoding"
     if isinstance(value, Header):
         return header_addresses(value)
     for defect in getattr(value, 'defects', ()):
-        # What is defective is not in its text any more
+        # The text of a defective field lacks its defective part
         if not isinstance(
                 defect, (ObsoleteHeaderDefect, NonASCIILocalPartDefect)):
             raise defect

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Once more: the same email again, or to an address that was corrected."""
+"""Sends an email once more, to the same recipients or a corrected address."""
 import re
 
 from trytond.i18n import gettext
@@ -27,17 +27,18 @@ RECIPIENT_FIELDS = {b'to', b'cc', b'resent-to', b'resent-cc'}
 
 
 class Again:
-    "How an email is queued once more, as another one"
+    "The part of the model that queues an email once more, as a new email"
     __slots__ = ()
 
     @classmethod
     def queue_again(cls, email, to_addrs=None, data=None):
         """Queue an email once more and return the new one.
 
-        It has a new Message-ID, and both name each other.
+        The new email has another Message-ID. Each of the two has a field that
+        names the other.
 
-        :param to_addrs: its recipients, None for those of the email.
-        :param data: the message, None for that of the email.
+        :param to_addrs: the new recipients, None for those of the email.
+        :param data: the new message, None for that of the email.
         :raises MessageError: the email has lost its message, or the message is
             a secret.
         """
@@ -74,11 +75,12 @@ class Again:
 
     @classmethod
     def queue_to(cls, email, refused, address):
-        """Queue a failed email for one of its recipients whose address was
-        wrong, and return the new one.
+        """Queue a failed email for a recipient whose address was wrong.
 
-        :param refused: the address that was refused.
-        :param address: the right one, which takes its place in the message.
+        :param refused: the wrong address, which was refused.
+        :param address: the right address, which replaces the wrong one in the
+            message, too.
+        :return: the new email.
         :raises StateError: the email has not failed at that address.
         :raises ArgumentError: ``address`` is not one.
         """
@@ -103,9 +105,9 @@ def _renamed(data):
 
 
 def _corrected(data, wrong, right):
-    "Return a message with an address corrected where it names its recipients"
+    "Return a message with an address replaced in the fields of recipients"
     found, end = header_fields(data)
-    # As a whole, and as SMTP needs it or as people write it
+    # The domain can be written in both forms. Never a part of a longer address
     forms = '|'.join(
         map(re.escape, sorted({wrong, on_the_wire(wrong)}, reverse=True)))
     pattern = re.compile(rf'(?<![\w.+-])(?:{forms})(?![\w-]|\.\w)', re.I)
@@ -192,7 +194,7 @@ class ArchivedAgain(Wizard):
 
     @classmethod
     def check_access(cls):
-        # Nobody may write archived emails, which is what core asks for
+        # Core asks for the right to write archived emails, which nobody has
         pass
 
     def transition_send(self):

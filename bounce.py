@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """The bytes of a notice of non-delivery → what it says (RFC 3464, qmail).
 
-Knows no database. Anybody can send such bytes: whatever they are, nothing is
-raised, and no more than a bound of them is read.
+Knows no database. Anybody can send such bytes, so no bytes make these
+functions raise an error, and only a bounded part of the bytes is read.
 """
 import email
 import logging
@@ -17,9 +17,10 @@ from .words import decoded_words, in_charset, printable, unfolded, with_domains
 __all__ = ['Notice', 'Recipient', 'read']
 logger = logging.getLogger(__name__)
 
-# A larger one is not read at all
+# In bytes: a larger notice is not read at all
 SIZE = 8 * 1024 * 1024
-# The report comes before the returned message, which can be a large one
+# In bytes: of a notice only this much is read, because the report comes before
+# the returned message, which can be large
 READ_SIZE = 512 * 1024
 RECIPIENTS = 1000
 TEXT_LINES = 5000
@@ -30,7 +31,7 @@ STATUS_TYPES = {'message/delivery-status', 'message/global-delivery-status'}
 RETURNED_TYPES = {
     'message/rfc822', 'message/global',
     'text/rfc822-headers', 'message/global-headers'}
-# OpenSMTPD says only mixed
+# OpenSMTPD sends its reports as multipart/mixed
 REPORT_TYPES = {'multipart/report', 'multipart/mixed'}
 QMAIL_GREETING = 'Hi. This is the '
 QMAIL_COPY = '--- Below this line is a copy of the message'
@@ -42,12 +43,13 @@ _blank_lines = re.compile(r'\n[ \t]*\n')
 class Recipient(NamedTuple):
     """What a notice says about a recipient.
 
-    :param address: the one that could not be reached.
-    :param original: the one that the sender gave, where the notice tells it.
+    :param address: the address that could not be reached.
+    :param original: the address that the sender gave, empty where the notice
+        does not tell it.
     :param action: ``failed``, ``delayed``, ``delivered`` …
-    :param status: of :rfc:`3463`, the one that the server beyond gave if there
-        is one.
-    :param words: those of the server, one line.
+    :param status: the enhanced status code (:rfc:`3463`), preferably that in
+        the words of the server beyond the relay.
+    :param words: the words of the server, one line.
     """
     address: str
     original: str
@@ -68,7 +70,7 @@ class Notice(NamedTuple):
 
 
 def read(data):
-    "Return the :class:`Notice` of bytes, None where they are none"
+    "Return the :class:`Notice` of bytes, None if they are no notice"
     try:
         if len(data) > SIZE:
             return None
@@ -85,7 +87,8 @@ def _read(data):
         return _of_qmail(message)
     if message.get_content_type() not in REPORT_TYPES:
         return None
-    # Those of the message itself only: in what is returned anything can be
+    # Only parts of the notice itself, because the returned message can contain
+    # anything, also a forged report
     parts = message.get_payload()
     status = _first(parts, STATUS_TYPES)
     if status is None:
@@ -117,13 +120,14 @@ def _first(parts, types):
 
 
 def _blocks(part):
-    "Return the groups of fields of a report, the one of the message first"
+    "Return the groups of fields of a report: that of the message comes first"
     blocks = part.get_payload()
     if isinstance(blocks, str):
         return _parsed(_decoded(part))
     if part.get_content_type() == 'message/delivery-status':
         return blocks
-    # The standard library takes the rest of the other type for a body
+    # In a message/global-delivery-status the standard library takes all groups
+    # after the first for a body
     return [
         block for first in blocks
         for block in [first, *_parsed(_decoded(first))]]
@@ -167,10 +171,11 @@ def _first_status(text):
 
 
 def _value(fields, name):
-    "Return the first value of a field as one line, empty where there is none"
+    "Return the first value of a field as one line, empty without the field"
     value = next(
         (v for n, v in fields.raw_items() if n.lower() == name.lower()), '')
-    # What is not ASCII are surrogates, of which the field itself makes marks
+    # Bytes that are not ASCII are surrogates here. Reading the field by its
+    # name would make question marks of them.
     text = in_charset(value.encode('utf-8', 'surrogateescape'), None)
     return printable(decoded_words(unfolded(text)))
 
@@ -196,7 +201,7 @@ def _line(text):
 
 
 def _text_words(part):
-    "Return what lines such as ``ADDRESS: 550 no`` say, by address"
+    "Return the words of lines such as ``ADDRESS: 550 no``, by address"
     if part is None:
         return {}
     words = {}
@@ -209,7 +214,7 @@ def _text_words(part):
 
 
 def _of_qmail(message):
-    "Return the notice of a text as qmail writes it, None where it is another"
+    "Return the notice in a text of qmail, None if it is no such text"
     text = _decoded(message)
     report, _, copy = text.partition(QMAIL_COPY)
     if not report.lstrip().startswith(QMAIL_GREETING):

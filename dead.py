@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """Addresses that do not work: what is known of them, and what a sender learns.
 
-It is a help and no record: what the database does not take now is learned the
-next time.
+This knowledge only helps: if the database does not take it now, the next email
+to the address teaches the same.
 """
 import datetime as dt
 import logging
@@ -24,17 +24,19 @@ from .tools import database_time, moment
 __all__ = ['Addresses', 'DeadAddress', 'GONE', 'gone']
 logger = logging.getLogger(__name__)
 
-# That there is no such mailbox or domain, or that it is closed (RFC 3463)
+# The statuses that say that a mailbox or domain does not exist, or is closed
+# (RFC 3463)
 GONE = {'5.1.1', '5.1.2', '5.1.3', '5.1.6', '5.1.10', '5.2.1'}
-# The notices after which an address is one that does not work
+# After so many notices an address counts as one that does not work
 BOUNCES = 2
-# An email that was accepted has arrived where no notice comes for so long
+# An email that was accepted counts as arrived after so many days without a
+# notice
 WORKS_DAYS = 7
 SLICE = 1000
 
 
 def gone(answers):
-    "Return those answers by address that say that it does not work for good"
+    "Return the answers, by address, that say that the address does not exist"
     return {
         address: words for address, words in answers.items()
         if not GONE.isdisjoint(statuses(words)[:1])}
@@ -47,18 +49,20 @@ class DeadAddress(ModelSQL, ModelView):
     address = fields.Char("Address", required=True, readonly=True)
     since = fields.DateTime("Since", required=True, readonly=True)
     refused = fields.Boolean(
-        "Refused", readonly=True, help="The mail server itself refuses it.")
+        "Refused", readonly=True,
+        help="The mail server itself has refused the address.")
     bounces = fields.Integer(
         "Bounces", required=True, readonly=True,
-        help="How many notices have said that it does not work.")
+        help="The number of notices that the address does not work.")
     accepted_at = fields.DateTime(
         "Accepted at", readonly=True,
-        help="When an email to it was accepted that has not bounced yet.")
+        help="When the mail server accepted an email to the address "
+        "that has not bounced so far.")
     words = fields.Text(
         "Words", readonly=True, help="What the server said last.")
     email = fields.Many2One(
         'email.queue', "Email", readonly=True, ondelete='SET NULL',
-        help="The last email that did not reach it.")
+        help="The last email that did not reach the address.")
 
     @classmethod
     def __setup__(cls):
@@ -77,7 +81,7 @@ class DeadAddress(ModelSQL, ModelView):
     def check_modification(cls, mode, records, values=None, external=False):
         super().check_modification(
             mode, records, values=values, external=external)
-        # A person can take an address out, and nothing else
+        # Clients change nothing; who looks after the queue deletes an address
         if external and not (mode == 'delete' and looks_after_queue()):
             raise AccessError(gettext('email_queue.msg_modification'))
 
@@ -89,7 +93,7 @@ class DeadAddress(ModelSQL, ModelView):
 
     @classmethod
     def _in(cls, addresses):
-        "Yield the table with the condition of some of the addresses"
+        "Yield pairs of table and condition, each for a slice of the addresses"
         for sub_addresses in grouped_slice(sorted(addresses), SLICE):
             t = cls.__table__()
             yield t, fields.SQL_OPERATORS['in'](
@@ -97,7 +101,7 @@ class DeadAddress(ModelSQL, ModelView):
 
     @classmethod
     def is_used(cls):
-        "Return whether there is any address"
+        "Return whether any address is known"
         t = cls.__table__()
         return bool(cls._execute(t.select(t.id, limit=1)).fetchone())
 
@@ -106,8 +110,8 @@ class DeadAddress(ModelSQL, ModelView):
         """Return what is known of some addresses.
 
         :param addresses: in small letters.
-        :return: by address, since when it does not work, None where it may,
-            and the words of the server.
+        :return: by address a pair: since when the address does not work, None
+            if it may work, and the words of the server.
         """
         known = {}
         for t, where in cls._in(addresses):
@@ -123,8 +127,8 @@ class DeadAddress(ModelSQL, ModelView):
     def learn(cls, answers, refused):
         """Note that addresses do not work.
 
-        :param answers: by address in small letters, the words of the server
-            and the id of the email.
+        :param answers: by address, in small letters, a pair of the words of
+            the server and the id of the email.
         :param refused: whether the mail server itself has refused it, rather
             than a notice told so.
         """
@@ -154,8 +158,8 @@ class DeadAddress(ModelSQL, ModelView):
     def works(cls, addresses):
         """Note that the mail server has accepted an email to addresses.
 
-        What it had refused itself works now. Of what has bounced later only
-        time tells.
+        An address that only this server had refused works again. An address
+        that has bounced may bounce again, so it stays for a week.
         """
         for t, where in cls._in(addresses):
             cls._execute(t.delete(where=where & (t.bounces == 0)))
@@ -165,14 +169,14 @@ class DeadAddress(ModelSQL, ModelView):
 
     @classmethod
     def clean(cls):
-        "Let go of the addresses that have got an email since they bounced"
+        "Delete the addresses whose last accepted email has not bounced"
         t = cls.__table__()
         before = database_time() - dt.timedelta(days=WORKS_DAYS)
         cls._execute(t.delete(where=t.accepted_at < before))
 
     @classmethod
     def erase(cls, address):
-        "Let go of an address that is erased"
+        "Delete an address that is erased, and mask it in the words of others"
         for t, where in cls._in(address.texts):
             cls._execute(t.delete(where=where))
         t = cls.__table__()
@@ -187,13 +191,14 @@ class DeadAddress(ModelSQL, ModelView):
 class Addresses:
     """What a sender knows of addresses and learns of them.
 
-    Bulk does not go to those that do not work; all others are tried.
+    Bulk emails are not sent to an address that does not work; emails of other
+    priorities are tried.
     """
 
     def __init__(self, store, is_redirected):
         self._store = store
         self._Model = Pool().get('email.queue.address')
-        # What becomes of it then is about another address
+        # With a redirection the outcome is about the address of redirect only
         self._is_off = is_redirected
         self._is_used = False
         self._known, self._accepted, self._gone = set(), set(), {}
@@ -207,7 +212,7 @@ class Addresses:
             logger.info("nothing is learned of addresses", exc_info=True)
 
     def look_up(self, rows):
-        "Return rows with those of their recipients that are not tried"
+        "Return the rows with the recipients that are not to be tried"
         if not self._is_used:
             return rows
         addresses = {a.lower() for row in rows for a in row.remaining}
@@ -238,7 +243,7 @@ class Addresses:
                 self._known.intersection(map(str.lower, outcome.accepted)))
 
     def flush(self):
-        "Write what was learned"
+        "Write to the database what was learned"
         if self._gone:
             answers, self._gone = self._gone, {}
             self._try(self._Model.learn, answers, refused=True)

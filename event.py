@@ -41,12 +41,13 @@ class Event(ModelSQL, ModelView):
             ], "Event", sort=False, required=True, readonly=True)
     user = fields.Many2One(
         'res.user', "User", readonly=True, ondelete='SET NULL',
-        help="Who did it. Empty for what the system does.")
+        help="The user who did this. Empty if the system did it.")
     recipients = fields.Text(
-        "Recipients", readonly=True, help="Whom it is about, one a line.")
+        "Recipients", readonly=True,
+        help="The recipients that the event is about, one a line.")
     reason = fields.Selection(
         REASONS, "Reason", sort=False, readonly=True,
-        help="Why, where the server alone did not decide it.")
+        help="Why it happened, if the server alone did not decide it.")
     words = fields.Text(
         "Words", readonly=True, help="What the server said.")
 
@@ -54,9 +55,9 @@ class Event(ModelSQL, ModelView):
     def __setup__(cls):
         super().__setup__()
         cls._order = [('at', 'DESC'), ('id', 'DESC')]
-        # Whoever may read the email reads its history
+        # A user reads the history of the emails that the user may read
         cls.__access__.add('email')
-        # In 8.2 administrators pass every access right of the model
+        # Removed, because in 8.2 administrators pass all rights of a model
         for name in ['create', 'write', 'copy', 'delete', 'import_data']:
             cls.__rpc__.pop(name, None)
 
@@ -77,12 +78,12 @@ class Event(ModelSQL, ModelView):
 
     @classmethod
     def tell(cls, kind, where, recipients=None, words=None):
-        """Tell what the user does in the history of emails.
+        """Add an event of the current user to the history of emails.
 
-        By one statement, however many there are.
+        By one statement for all emails.
 
-        :param where: the condition of the emails, as a function of their
-            table.
+        :param where: a function of the table of emails that returns the
+            condition of the emails.
         """
         transaction = Transaction()
         emails = Pool().get('email.queue').__table__()

@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What of the life of an email is told in its history.
+"""Which events of an email are written to its history.
 
-Plain values: no database and no network. A plain success tells nothing, so
-that it costs nothing.
+Plain values: no database and no network. A plain success makes no event, so
+that the history costs nothing then.
 """
 from typing import NamedTuple
 
@@ -17,10 +17,10 @@ class Event(NamedTuple):
 
     :param kind: one of ``email.queue.event``.
     :param recipients: whom it is about, one address a line.
-    :param words: those of the server. About several recipients each line is
-        an address, a blank and its words.
-    :param reason: what the module says, where the kind does not say it: one of
-        ``reasons.REASONS``.
+    :param words: what the server said. For several recipients each line is
+        an address, a blank and the words about it.
+    :param reason: one of ``reasons.REASONS``, None where the kind of the event
+        says enough.
     """
     kind: str
     recipients: str = None
@@ -29,7 +29,7 @@ class Event(NamedTuple):
 
 
 def told(before, row, outcome):
-    """Return ``row`` with the events of what has just become of it.
+    """Return ``row`` with the events that are recorded together with it.
 
     :param before: the row as it was handed over.
     :param row: the row as it is recorded.
@@ -40,7 +40,7 @@ def told(before, row, outcome):
 
 def _events(before, row, outcome):
     if _is_suspect(before, row):
-        # The same is not told again by every run
+        # Only if something is new, or each run would add the same event
         if (row.reason, row.error) != (before.reason, before.error):
             reason = None if row.reason == 'suspect' else row.reason
             yield Event(
@@ -77,7 +77,7 @@ def _answered(kind, answers, reasons):
 
 
 def about(kind, answers, reason=None):
-    "Return the event of answers by address"
+    "Return the event about a dict of the server's words by address"
     if len(answers) == 1:
         (address, words), = answers.items()
         return Event(kind, address, words or None, reason)

@@ -3,9 +3,9 @@
 """Rows with NULL in a column that a sender needs.
 
 Such a row was written by SQL or by another tool: the module writes none, and
-PostgreSQL refuses them, but SQLite does not. Nobody would ever claim it, or a
-sender would stumble over it. So it gets what the module would have written, or
-fails with a reason: one of ``reasons.REASONS``.
+PostgreSQL refuses them, but SQLite does not. No sender would ever claim the
+row, or the sender would fail on it. So the row gets the values that the module
+would have written, or fails with a reason of ``reasons.REASONS``.
 """
 import logging
 
@@ -43,16 +43,16 @@ def is_incomplete(table, names=REQUIRED):
 
 
 def is_unseen(table):
-    "Return the condition of the waiting ones that are neither due nor later"
+    "Return the condition of waiting rows without priority or due time"
     return (table.state == 'outbox') & (
         (table.priority == Null) | (table.scheduled_at == Null))
 
 
 def counts(table):
-    """Return how many wait unseen, and how many have no state.
+    """Return how many rows wait unseen, and how many have no state.
 
-    By one query with the condition of the index, which SQLite does not choose
-    where there is another one for the state.
+    Both by one query that has only the condition of the index: with a further
+    condition for the state SQLite would choose another index.
     """
     cursor = Transaction().connection.cursor()
     cursor.execute(*table.select(
@@ -65,8 +65,8 @@ def counts(table):
 def completion(Model, table, now):
     """Return columns, values and condition of an update of incomplete rows.
 
-    Not of those that a sender has: it would take the change for another's. An
-    email that has no time is due at the time of its row.
+    Rows that a sender holds are left out, because the sender would take them
+    for another's. A row without due time becomes due when it was created.
 
     :param now: the time by the clock of the database.
     """

@@ -23,18 +23,18 @@ from .words import (
 DROPPED_FIELDS = {b'bcc', b'content-length', b'resent-bcc', b'return-path'}
 # RFC 5322 2.1.1
 FOLD_LENGTH = 78
-# More than a subject of LINE_LENGTH characters takes, however it is encoded
+# In bytes: more than a subject of LINE_LENGTH characters has in any encoding
 ENCODED_LENGTH = 32 * LINE_LENGTH
-# Their values are lists of addresses, or have a name before angle brackets
+# Fields whose values are lists of addresses, or a name before angle brackets
 ADDRESS_FIELDS = {
     *(f'{prefix}{name}' for prefix in ['', 'resent-'] for name in [
         'from', 'sender', 'reply-to', 'to', 'cc', 'bcc']),
     'disposition-notification-to', 'errors-to', 'mail-followup-to',
     'mail-reply-to', 'on-behalf-of', 'return-receipt-to', 'x-original-to',
     'list-id'}
-# Their values have parameters (RFC 2045 5.1, RFC 2183 2)
+# Fields whose values have parameters (RFC 2045 5.1, RFC 2183 2)
 PARAMETER_FIELDS = {'content-type', 'content-disposition'}
-# No encoded word may stand in their values (RFC 2047 5)
+# Fields whose values must not contain encoded words (RFC 2047 5)
 STRUCTURED_FIELDS = {
     'arc-authentication-results', 'arc-message-signature', 'arc-seal',
     'authentication-results', 'autocrypt', 'content-id', 'content-location',
@@ -43,13 +43,14 @@ STRUCTURED_FIELDS = {
     'list-subscribe', 'list-unsubscribe', 'list-unsubscribe-post',
     'message-id', 'mime-version', 'received', 'references', 'resent-date',
     'resent-message-id', 'return-path'}
-# RFC 5322 3.6 allows them once: what joins their values, None for nothing
+# Fields that RFC 5322 3.6 allows once, with the text that joins their values,
+# None if several values are an error
 ONCE = {
     'from': ', ', 'reply-to': ', ', 'to': ', ', 'cc': ', ', 'bcc': ', ',
     'in-reply-to': ' ', 'references': ' ', 'sender': None, 'subject': None,
     'message-id': None, 'date': None, 'mime-version': None,
     'content-type': None, 'content-transfer-encoding': None}
-# RFC 2045 6.1, and how it is misspelled
+# Transfer encodings that are none (RFC 2045 6.1), with usual misspellings
 ENCODINGS = {
     '': '', '7bit': '', '7-bit': '', '8bit': '', '8-bit': '',
     'binary': 'binary',
@@ -63,7 +64,8 @@ _piece = re.compile(r'[ \t]*[^ \t]+|[ \t]+')
 _listed = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,"]|")*,?')
 _parameter = re.compile(
     r';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*(?:"|\Z)|[^;]*)')
-# One item of an address field: names and comments are phrases, the rest is not
+# An item of an address field: names and comments are phrases, which can be
+# encoded, other items are not
 _address_token = re.compile(
     r'"(?:[^"\\]|\\.)*"(?!@)|\((?:[^()\\]|\\.)*\)|<[^<>]*>|[,:;]|[^"(<,:;]+|.')
 _quoted_string = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -106,7 +108,7 @@ def _serialised(message):
     except Invalid:
         raise
     except Exception as error:
-        # A message can hold any object in any place
+        # Any object can be a part, or the value of a field
         raise Invalid(
             'msg', f'{type(error).__name__}: {error}', 'msg_message_broken')
 
@@ -127,7 +129,7 @@ def _fields_and_body(message, signed=False):
     for name, value in message.raw_items():
         key = name.lower()
         if key in changed:
-            # Only the first of several counts
+            # Of several such fields the first counts
             value, changed[key] = changed[key], None
             if value is None:
                 continue
@@ -172,7 +174,7 @@ def _encapsulated(message, parts, signed):
 
 
 def _block(part, signed):
-    "Return fields that end with a line end, or what is there in their place"
+    "Return the text of fields with a line end, whatever takes their place"
     data = _message(part, signed=signed)
     fields, end = header_fields(with_crlf(data))
     return data.rstrip(b'\n') + b'\n' if end else data.removeprefix(b'\n')
@@ -198,7 +200,7 @@ def _raw(text):
 
 
 def _boundary(message, texts):
-    "Return the boundary, and the field that has to name it where it is new"
+    "Return the boundary, and the field that names it, if the boundary is new"
     type_ = _text_of('content-type', next(
             iter(raw_values(message, 'Content-Type')), ''))
     for match in _parameter.finditer(unfolded(type_)):
@@ -230,7 +232,7 @@ def _encoded(message, data):
         len(line) > LINE_LENGTH
         for line in data.replace(b'\r', b'\n').split(b'\n'))
     if encoding is None:
-        # Nobody knows how to decode it
+        # A body in an unknown encoding cannot be decoded
         return data, {}
     if is_plain and not is_long and encoding != 'binary':
         return data, {}
@@ -248,7 +250,7 @@ def _encoded(message, data):
 
 
 def _lines_of_base64(data):
-    # Other bytes have no meaning in it (RFC 2045 6.8)
+    # Other bytes have no meaning in base64 (RFC 2045 6.8)
     data = re.sub(rb'[^A-Za-z0-9+/=\r\n]', b'', data)
     return re.sub(rb'([^\r\n]{76})(?=[^\r\n])', rb'\1\n', data)
 
@@ -257,7 +259,7 @@ def _lines_of_quoted_printable(data):
     lines = []
     for line in data.split(b'\n'):
         while len(line) > LINE_LENGTH:
-            # Not within an encoded byte
+            # A line must not end within an encoded byte
             cut = 70 - next(
                 (n for n in [1, 2] if line[70 - n:71 - n] == b'='), 0)
             lines.append(line[:cut] + b'=')
@@ -270,7 +272,7 @@ def _lines_of_quoted_printable(data):
 
 
 def _once(fields):
-    "Return the fields of a header with those once that may be there once"
+    "Return the fields of a header, with fields that are allowed once joined"
     values = {}
     for name, value in fields:
         values.setdefault(name.lower(), []).append(value)
@@ -339,12 +341,12 @@ def _quoted(text):
 
 
 def _in_ascii(key, text):
-    """Return the text of a field as ASCII, with encoded words where they may.
+    """Return the text of a field as ASCII, with encoded words where allowed.
 
     Where they may not, what cannot be ASCII is UTF-8 or as it was.
     """
     try:
-        # The bytes of a parsed message
+        # Surrogates are the raw bytes of a parsed message
         text = text.encode('utf-8', 'surrogateescape').decode('utf-8')
     except UnicodeDecodeError:
         return text
@@ -363,7 +365,7 @@ def _in_ascii(key, text):
 
 
 def _has_endless_word(text):
-    "Return whether no blank lets a line be as short as RFC 5322 2.1.1 wants"
+    "Return whether a text has no blank to fold it in lines of RFC 5322 2.1.1"
     return len(text) > LINE_LENGTH - FOLD_LENGTH and max(
         map(len, text.split())) > LINE_LENGTH - FOLD_LENGTH
 
@@ -376,7 +378,7 @@ def _encoded_words(text, used=0):
 
 
 def _address_list(text):
-    "Return a list of addresses in which only what is said of them is encoded"
+    "Return a list of addresses with names and comments encoded, no address"
     chunks, said = [], []
     for token in _address_token.findall(text):
         if token[0] == '<':
@@ -398,7 +400,7 @@ def _address_list(text):
 
 
 def _phrase(text):
-    "Return the name of an address, with encoded words where it needs them"
+    "Return the name of an address, with encoded words if it is not ASCII"
     if text.isascii():
         return text
     lead = ' ' if text[0].isspace() else ''
@@ -449,7 +451,7 @@ def _folded_line(line, is_list):
         return [line]
     lines, current = [], ''
     for piece in _pieces(line, is_list):
-        # The name of a field needs something on its line
+        # The line of the name of a field must not be empty after it
         if (current.strip() and not (not lines and current.endswith(':'))
                 and len(current) + len(piece) > FOLD_LENGTH
                 and piece[0] in ' \t' and piece.strip()):
@@ -483,7 +485,7 @@ def with_crlf(data):
 
 def _without_bom(data):
     rest = data.removeprefix(BOM)
-    # Only a mark before a header is not part of a text
+    # A byte order mark belongs to a text, unless a header follows it
     is_header = _field_name.match(rest) or rest.startswith(b'From ')
     return rest if is_header else data
 
@@ -492,7 +494,7 @@ def _without_mbox_line(data):
     # A field can have blanks before its colon (RFC 5322 4.5)
     if data.startswith(b'From ') and not _field_name.match(data):
         start = data.index(b'\r\n') + 2
-        # A text without header can begin like this, too
+        # A text without a header can begin with "From ", too
         if _field_name.match(data, start):
             return data[start:]
     return data
@@ -519,7 +521,7 @@ def _with_fields(data, host, due):
 
 
 def header_fields(data):
-    """Return the fields of the header block and where it ends.
+    """Return the fields of the header block, and the position of its end.
 
     A field is its name in lower case and all of its bytes. The own reader of
     the header is up to 90 times as fast as the standard library's parser and
@@ -553,7 +555,7 @@ def with_values(data, values):
     kept = []
     for name, field in fields:
         if name in names:
-            # What takes its place is there once
+            # The new value replaces all fields of the name
             field = new.pop(name, b'')
         kept.append(field)
     return b''.join([*kept, *new.values(), memoryview(data)[end:]])

@@ -29,13 +29,16 @@ from .tools import forget, utc_now
 __all__ = ['Notices', 'Received', 'SES_ID', 'SES_IDS', 'receive']
 logger = logging.getLogger(__name__)
 
-# So that no flood of notices makes a history without end
+# The history of an email gets no more events than these by notices, so that a
+# flood of notices does not fill the table
 EVENTS = 100
-# The form of the ids of Amazon SES, which writes a Message-ID of its own. An
-# email that went in several SMTP transactions has an id for each, one a line.
+# Amazon SES replaces the Message-ID of a message. The queue id that SES
+# answers is the local part of the new Message-ID; these are LIKE patterns of
+# its form. An email that went in several SMTP transactions has several queue
+# ids, one a line.
 SES_ID = '%-000000'
 SES_IDS = f'%\n{SES_ID}'
-# What a program that a mail server calls exits with (sysexits.h)
+# The exit statuses that a mail server understands (sysexits.h)
 EX_OK, EX_DATAERR, EX_NOUSER, EX_TEMPFAIL = 0, 65, 67, 75
 
 _ses_message_id = re.compile(
@@ -45,17 +48,17 @@ _xtext = re.compile(r'\+([0-9A-F]{2})')
 
 
 class Received(NamedTuple):
-    """What a notice was good for.
+    """What a notice has changed.
 
-    :param emails: the ids of those that it is about.
-    :param failed: the ids of those of which a recipient is refused now.
+    :param emails: the ids of the emails that the notice is about.
+    :param failed: the ids of the emails of which a recipient is refused now.
     """
     emails: list
     failed: list
 
 
 class _Email(NamedTuple):
-    "What is read of a row to see whether a notice is about it"
+    "The columns by which a notice is compared with a row"
     id: int
     from_addr: str
     to_addrs: str
@@ -83,7 +86,7 @@ class _Email(NamedTuple):
     def is_meant(self, notice):
         "Return whether the notice can be about the email"
         return (
-            # Nobody sends notices to the null sender
+            # No mail server sends notices to the null sender
             self.from_addr != NULL_SENDER
             and not (notice.envelope_id and self.envelope_id
                 and notice.envelope_id != self.envelope_id)
@@ -93,7 +96,7 @@ class _Email(NamedTuple):
 
     @staticmethod
     def find(recipient, addresses):
-        "Return which of the addresses a notice is about, None for none"
+        "Return the address that a recipient of a notice is, None for no match"
         alike = {_alike(a): a for a in addresses}
         for address in [recipient.original, recipient.address]:
             if address and _alike(address) in alike:
@@ -105,19 +108,19 @@ def _alike(address):
 
 
 class Notices:
-    "What notices of non-delivery change"
+    "The part of the model that records notices of non-delivery"
     __slots__ = ()
 
     @classmethod
     def receive_notice(cls, data):
         """Record what a notice of non-delivery says.
 
-        A recipient that the server had accepted is refused. It runs in the
-        current transaction, and tells users at its end.
+        A recipient whom the server had accepted becomes refused. This runs in
+        the current transaction; users are notified when that is committed.
 
         :param data: the bytes of the notice, whatever they are.
         :return: a :class:`Received`, None where it is no notice.
-        :raises BusyError: one of the emails is with a sender at this moment.
+        :raises BusyError: a sender holds one of the emails at this moment.
         :raises EmailQueueError: the transaction is readonly.
         """
         check_writable()
@@ -142,7 +145,7 @@ class Notices:
     def receive_inbound_email(cls, inbound, rule):
         """Record a notice that came by *Inbound Email*, and return its email.
 
-        The action of a rule.
+        Called as the action of a rule of an inbox.
         """
         received = cls.receive_notice(_raw(inbound))
         if received and received.emails:
@@ -154,7 +157,7 @@ class Notices:
         t = cls.__table__()
         where = t.message_id == notice.message_id
         if match := _ses_message_id.fullmatch(notice.message_id):
-            # Each of the two has an index of its own
+            # Each condition is that of an index
             where |= (t.queue_id == match[1]) & t.queue_id.like(SES_ID)
             where |= (
                 t.queue_id.like(f'%{match[1]}%') & t.queue_id.like(SES_IDS))
@@ -166,7 +169,7 @@ class Notices:
 
     @classmethod
     def _receive(cls, email, recipients):
-        "Record what a notice says and return whether the email was refused"
+        "Record what a notice says, and return whether a recipient is refused"
         bounced, delayed, gone = {}, {}, {}
         for recipient in recipients:
             if recipient.action not in {'failed', 'delayed'}:
@@ -189,7 +192,7 @@ class Notices:
 
     @classmethod
     def _refuse(cls, email, bounced):
-        "Write that recipients were refused after all"
+        "Write to the row that recipients are refused now"
         accepted = join_lines(
             None, (a for a in email.taken if a not in bounced))
         refused = join_lines(
@@ -210,7 +213,7 @@ class Notices:
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.update(
                 [Column(t, name) for name in values], list(values.values()),
-                # As it was read
+                # Only if nobody has changed the row since it was read
                 where=(t.id == email.id) & (t.state == email.state)
                 & (Coalesce(t.accepted, '') == (email.accepted or ''))
                 & (Coalesce(t.refused, '') == (email.refused or ''))))
@@ -248,7 +251,7 @@ def _busy(email):
 
 
 def _raw(inbound):
-    "Return the bytes of an inbound email, empty where its service has none"
+    "Return the bytes of an inbound email, empty if its service keeps none"
     data = bytes(inbound.data or b'')
     if inbound.data_type == 'raw':
         return data
@@ -266,10 +269,10 @@ def _raw(inbound):
 
 
 class _Failed:
-    """Tells users of what a transaction has let fail, when it is committed.
+    """Notifies users of failed emails when the transaction is committed.
 
-    The notifications are made in a transaction of their own, which must see
-    it.
+    A data manager, because the notifications are made in a transaction of
+    their own, which sees the failures only after the commit.
     """
 
     def __init__(self, Model):
@@ -285,7 +288,7 @@ class _Failed:
             if ids:
                 self.Model.run_finished(sorted(ids))
         except Exception:
-            # What has failed is recorded
+            # The failures are recorded by now, only their hook went wrong
             logger.exception("error in the hook for the end of a run")
 
     def tpc_abort(self, transaction):
@@ -300,11 +303,11 @@ class _Failed:
 
 
 def receive(database, data):
-    """Return what a program ends with that a mail server gives a notice.
+    """Record a notice for the program that a mail server calls.
 
     :param database: the name of the database.
     :param data: the bytes of the notice.
-    :return: the exit status of ``sysexits.h`` and the line to print.
+    :return: the exit status of ``sysexits.h``, and the line to print.
     """
     try:
         with opened(database, 'email.queue', readonly=False) as EmailQueue, \

@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """The table of the module for Tryton 3.4 of the same name → the one of now.
 
-Its ``msg`` is a text, and it has no more than the addresses, the attempts and
-the state beside. The update of the module converts it.
+In the old table ``msg`` is a text, and the only other columns are addresses,
+attempts and state. The update of the module converts the table.
 """
 import datetime as dt
 import json
@@ -32,24 +32,24 @@ __all__ = ['Held', 'convert', 'recipients_of', 'tell', 'values_of']
 logger = logging.getLogger(__name__)
 
 MODULE = 'email_queue'
-# Where the texts are until they are converted
+# The column that holds the texts until they are converted
 TEXT = 'msg_original'
-# What a batch has at most, so that memory does not grow with the table
+# The maximum of a batch, so that memory does not grow with the table
 ROWS, BYTES = 1000, 4 * 1024 * 1024
-# What has waited for longer is not for a program to send
+# An email that has waited for longer is sent only if a person decides so
 WAITED = dt.timedelta(days=1)
 # The columns of a new table that the conversion fills
 COLUMNS = [
     'msg', 'size', 'subject', 'message_id', 'priority', 'scheduled_at',
     'crashes', 'sensitive', 'sent_at', 'refused', 'reason', 'error']
-# The scheduler's action of both
+# The method of the scheduler's action, in the old module and in this one
 METHOD = 'email.queue|send_all'
-# What an action of the original may be called, whatever brought it to 8.x
+# Other methods that the action of the old module can have after its migration
 OLD_METHODS = ['email.queue|send_mail_cron', 'email.queue|send_mail']
 
 
 class Held(ModelSQL):
-    "How many emails the update holds back, until somebody was told"
+    "How many emails the update holds back, until users have been notified"
     __name__ = 'email.queue.held'
 
     number = fields.Integer("Number", required=True, readonly=True)
@@ -57,7 +57,7 @@ class Held(ModelSQL):
     @classmethod
     def __setup__(cls):
         super().__setup__()
-        # The records are the server's own
+        # No client reads or writes these records
         cls.__rpc__.clear()
 
 
@@ -85,10 +85,10 @@ def _bytes_of(column):
 
 
 def convert(Model, module):
-    """Convert the table of the original, if it is one.
+    """Convert the table of the old module, if the table is still one.
 
-    It goes on where it was stopped: a text is there until all of them are
-    converted.
+    A conversion that was interrupted is continued: the texts stay until all of
+    them are converted.
     """
     if not backend.TableHandler.table_exist(Model._table):
         return
@@ -113,7 +113,7 @@ def _convert_table(Model, handler):
 
 
 def _take_over(Model):
-    "Keep what was queued while the column was a text still"
+    "Keep the messages that were queued while the column was still a text"
     t = Model.__table__()
     _cursor().execute(*t.update(
             [t.msg], [_bytes_of(Column(t, TEXT))],
@@ -153,7 +153,7 @@ def _next_rows(Model, last):
 
 
 def _batches(rows):
-    "Yield lists of rows whose texts are not too large together"
+    "Yield lists of rows whose texts have at most ``BYTES`` together"
     batch, bytes_ = [], 0
     for row, size in rows:
         if batch and bytes_ + size > BYTES:
@@ -236,8 +236,9 @@ def message(text, queued_at):
 
 
 def _envelope(row):
-    """Return sender, recipients, what is refused of them, and the reason why
-    none of them can get it.
+    """Return sender, recipients, the text of ``refused``, and a reason.
+
+    The reason is None unless nobody can get the email.
 
     The original left it to the server to refuse the wrong ones of several
     recipients, and the others got the email.
@@ -257,7 +258,7 @@ def _envelope(row):
 
 
 def recipients_of(text):
-    "Return the valid addresses of a list, and the others as they are shown"
+    "Return the valid addresses of a list, and the invalid ones as shown"
     try:
         return envelope_to(text), []
     except Invalid:
@@ -267,14 +268,14 @@ def recipients_of(text):
         try:
             valid += envelope_to(part)
         except Invalid:
-            # A single quote would be open up to the next
+            # An unpaired double quote would swallow the addresses after it
             if part := printable(part.replace('"', "'")):
                 wrong.append(part)
     return list(dict.fromkeys(valid)), list(dict.fromkeys(wrong))
 
 
 def _make_as_new(handler):
-    "Let the columns that stay be those of a new table"
+    "Change the types and constraints of old columns to those of a new table"
     cursor = _cursor()
     for name in ['create_uid', 'write_uid']:
         handler.drop_fk(name)
@@ -283,7 +284,8 @@ def _make_as_new(handler):
         cursor.execute(f'PRAGMA table_info("{table}")')
         columns = cursor.fetchall()
         if any(notnull for _, _, _, notnull, _, _ in columns):
-            # Which makes the table anew, without what trytond has not
+            # This makes the table anew, without the constraints that a table
+            # of trytond does not have
             handler.alter_type('from_addr', 'VARCHAR')
     else:
         type_ = fields.Timestamp._sql_type
@@ -293,7 +295,7 @@ def _make_as_new(handler):
 
 
 def _remember_held(Model):
-    "Let the administrators be told of what the update holds back"
+    "Note how many emails are held back, so that administrators are notified"
     t = Model.__table__()
     cursor = _cursor()
     cursor.execute(*t.select(
@@ -309,10 +311,10 @@ def _remember_held(Model):
 
 
 def _convert_settings(is_original):
-    """Let the action of the original be the one of now, and its user go.
+    """Keep the scheduler's action of the old module, and retire its user.
 
-    They must not be in the list of the module's records any more: the update
-    would delete the one with its interval, and no user can be deleted.
+    Both must leave the list of the module's records: the update would delete
+    the action with its interval, and would fail to delete the user.
     """
     actions, users = _forget('send_mail_cron'), _forget('email_sender')
     user = Table('res_user')
@@ -323,7 +325,7 @@ def _convert_settings(is_original):
     cursor.execute(*cron.select(
             cron.id,
             where=cron.id.in_(actions or [-1]) | cron.method.in_(methods)))
-    # First the one that was the module's own
+    # The action that was the module's own record comes first
     found = sorted(
         (id_ for id_, in cursor), key=lambda id_: (id_ not in actions, id_))
     if not _has_action() and found:
@@ -333,7 +335,7 @@ def _convert_settings(is_original):
 
 
 def _forget(fs_id):
-    "Return the ids of a record of the original, which is the module's no more"
+    "Remove a record of the old module from its records, and return its ids"
     data, cursor = Table('ir_model_data'), _cursor()
     where = (data.module == MODULE) & (data.fs_id == fs_id)
     cursor.execute(*data.select(data.db_id, where=where))
@@ -343,9 +345,9 @@ def _forget(fs_id):
 
 
 def _has_action():
-    """Return whether the module has its action.
+    """Return whether the module has an action as its record.
 
-    One that was adopted before the activation is known by its id from now on.
+    The id of an action that was adopted before the activation is written now.
     """
     cron, data, cursor = Table('ir_cron'), Table('ir_model_data'), _cursor()
     cursor.execute(*data.select(
@@ -363,7 +365,7 @@ def _has_action():
 
 
 def _adopt(id_):
-    "Let an action be the one of the module, with its interval"
+    "Make an action the module's record, with the interval that it has"
     cron, data, module = map(Table, ['ir_cron', 'ir_model_data', 'ir_module'])
     cursor = _cursor()
     cursor.execute(*cron.update(
@@ -373,8 +375,8 @@ def _adopt(id_):
             where=(module.name == MODULE)
             & module.state.in_(['activated', 'to upgrade'])))
     if not cursor.fetchone():
-        # The activation would write the interval of a new action. Without id
-        # trytond takes it for one that a person has deleted.
+        # Otherwise the activation would write the default interval. Without an
+        # id trytond takes the action for deleted by a person, and leaves it.
         id_ = None
     values = {
         'module': MODULE,
@@ -391,7 +393,7 @@ def _adopt(id_):
 
 
 def _retire(ids):
-    "Stop actions that there is another one for"
+    "Deactivate further actions that do the same"
     cron = Table('ir_cron')
     if ids:
         _cursor().execute(*cron.update(
@@ -403,7 +405,7 @@ def _retire(ids):
 
 
 def tell():
-    "Tell once how many emails an update holds back"
+    "Notify the administrators once how many emails an update holds back"
     pool = Pool()
     Held = pool.get('email.queue.held')
     held = Held.search([])

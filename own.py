@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What a user without further rights reads of the emails of their own.
+"""What users without further rights read of the emails that they have queued.
 
-Queries, so that neither a message nor an email of somebody else is in them,
-whatever a client asks for.
+The models are queries without any message and any email of another user, so
+that a client gets neither, whatever it asks for.
 """
 from sql import Column
 

@@ -1,8 +1,8 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""When to try again and how fast: outcomes, pace.
+"""What becomes of a row, when it is due again, and how fast to go.
 
-Everything here is plain values and clocks: no database and no network.
+Plain values and clocks: no database and no network.
 """
 import datetime as dt
 import random
@@ -21,21 +21,24 @@ __all__ = [
 
 HELD_ROWS = 500
 RECORD_SECONDS = 0.02
-# How many messages refused alike, with nothing accepted between, show that it
-# is the server; how many it takes in a run that was accepted something before,
-# where a few bad ones may follow each other by chance
+# So many messages that are refused alike, with no message accepted between
+# them, show that the server is at fault. Once the server has accepted a
+# message in the run it takes more of them, because a few bad messages may
+# follow each other by chance.
 ALIKE, ALIKE_AFTER_ACCEPTED = 2, 10
 SUSPECT_DELAYS = dt.timedelta(minutes=5), dt.timedelta(minutes=40)
-# A suspect that nothing was accepted after, and nothing refused alike
+# A suspect fails after this time if the server has neither accepted a message
+# since nor refused another alike
 ALONE = dt.timedelta(hours=1)
 LOGIN_DELAY_MAX = dt.timedelta(minutes=15)
-# A server that is asked to take it more slowly
+# In seconds, while the server wants messages more slowly: the longest pause of
+# all sessions, and the longest interval between two messages
 PAUSE_MAX = 30
 INTERVAL_MAX = 30
-# Fewer messages say nothing of the rate that a server takes
+# From fewer messages no rate can be told that the server takes
 TAKEN_MIN = 10
 DOUBLING_SECONDS = 30
-# The next session more than the server granted
+# After so many seconds a run tries one session more than the server granted
 SESSION_SECONDS = 300
 TROUBLE_DELAY = dt.timedelta(minutes=1)
 TROUBLE_SECONDS = 60
@@ -46,10 +49,12 @@ RETRY_DELAY_MAX = dt.timedelta(hours=4)
 def after(row, outcome, now, settings, chance=random.random):
     """Return ``row`` as it has to be recorded after ``outcome``.
 
-    Each function that it calls is a part of the table in doc/design.rst.
+    Each function that it calls is a line of the table "What the module says"
+    in doc/design.rst.
 
     :param outcome: the ``smtp.Outcome``, None where the row was not handed
-        over. A refusal in it is the message's own: see :func:`suspected`.
+        over. A refusal in the outcome counts as the message's own fault: see
+        :func:`suspected` for refusals that may be the server's.
     :param now: a naive datetime in UTC.
     :param chance: a function that returns a number from 0 to 1.
     """
@@ -75,7 +80,7 @@ def _decided(row, outcome, now):
     if not outcome.decided:
         return row
     return row._replace(
-        # Send Now has raised it for this attempt
+        # Send Now had raised the priority for this attempt only
         priority=row.own_priority or row.priority,
         own_priority=None,
         attempts=row.attempts + 1,
@@ -84,7 +89,7 @@ def _decided(row, outcome, now):
 
 
 def _given_back(row, now):
-    "Not handed over: as it was, unless its time is over"
+    "Return the row as it was before the claim, or failed if it has expired"
     if row.expired(now):
         return _failed(
             row, 'expired', told(row.error, row.remaining) or row.error or {})
@@ -92,14 +97,14 @@ def _given_back(row, now):
 
 
 def _complete(row, outcome, now):
-    "Accepted or refused for each recipient"
+    "Return the row as it ends: each recipient is accepted or refused"
     if row.refused:
         reason = 'refused'
         if row.bounced_at and not outcome.refused:
-            # While the email still had to go to other recipients
+            # The notice came while the email had to go to other recipients
             reason = 'bounced'
         elif len(split_lines(row.refused)) == len(outcome.refused):
-            # None of them was refused in an earlier attempt
+            # All refusals are of this attempt, so their reasons are known
             reason = reason_of(outcome.reasons, outcome.refused, reason)
         return _failed(row, reason)
     if not split_addresses(row.to_addrs):
@@ -109,7 +114,7 @@ def _complete(row, outcome, now):
 
 
 def _unanswered(row, words, now, settings):
-    "Transmitted, but not answered: tried again once, where that is allowed"
+    "Return the row due again, at most once, as the server has not answered"
     next_ = now + UNCERTAIN_DELAY
     fails = (
         row.uncertain or settings.uncertain == 'fail'
@@ -121,7 +126,7 @@ def _unanswered(row, words, now, settings):
 
 
 def _deferred(row, outcome, now, settings, chance):
-    "Refused for now: tried again as long as the limits allow"
+    "Return the row due again, or failed where the limits allow no attempt"
     words = outcome.deferred
     next_ = next_attempt(row, now, settings, chance)
     if next_ is None:
@@ -134,7 +139,7 @@ def _deferred(row, outcome, now, settings, chance):
 
 
 def _troubled(row, trouble, now, settings):
-    "Trouble with the server: no attempt of the message"
+    "Return the row due again: trouble with the server counts no attempt"
     row = row._replace(reason=trouble.reason, error=trouble.words)
     if trouble.kind == QUOTA:
         return _waits(row, 'gave_up', trouble.words, now, settings)
@@ -146,8 +151,8 @@ def _troubled(row, trouble, now, settings):
 def _failed(row, reason, words=()):
     """Return the row as failed.
 
-    :param words: what the server said last of the recipients that it has not
-        refused, by address, or as one text for all of them.
+    :param words: what the server said last of the recipients that it has
+        neither accepted nor refused: a dict by address, or one text for all.
     """
     refused = told(row.refused, split_addresses(row.to_addrs))
     if isinstance(words, str):
@@ -165,20 +170,20 @@ def _ended(row, reason, error):
 
 
 def suspected(row, outcome, now, settings, alone, chance=random.random):
-    """Return ``row`` as it is recorded while its refusal may be the server's.
+    """Return ``row`` as it is recorded while the server may be at fault.
 
-    It stays in the outbox and no attempt is counted.
+    The row stays in the outbox and no attempt is counted.
 
     :param outcome: the ``smtp.Outcome`` with a ``refusal``.
-    :param alone: whether no other message was refused alike. A message that is
-        alone is deferred as any other where the server said so, and fails in
-        the end where it was refused for good.
+    :param alone: whether no other message was refused alike. If so, a message
+        that the server has deferred is deferred as always, and a message that
+        the server has refused for good fails after an hour.
     """
     since = row.suspect_since or now
     if alone and not (outcome.refused and now - since < ALONE):
         row = after(row, outcome, now, settings, chance)
         if row.state == 'outbox':
-            # So that it is recognised when another is refused alike
+            # So that a later message that is refused alike can be compared
             row = row._replace(suspect=outcome.refusal, suspect_since=since)
         return row
     words = {**outcome.deferred, **outcome.refused}
@@ -192,10 +197,10 @@ def suspected(row, outcome, now, settings, alone, chance=random.random):
 
 
 def _waits(row, reason, words, now, settings):
-    """Return the row due again as long as the server refuses everything.
+    """Return the row due again, or failed if it has waited for too long.
 
-    :param reason: of the row when it has waited for too long.
-    :param words: what the server said, by address or to all.
+    :param reason: of the failed row.
+    :param words: what the server said: a dict by address, or one text for all.
     """
     since = row.suspect_since or now
     row = row._replace(
@@ -207,7 +212,7 @@ def _waits(row, reason, words, now, settings):
 
 
 def _suspect_delay(since, now):
-    "Return 5, 10, 20 and 40 minutes, one after another"
+    "Return the next wait of a suspect: 5, 10, 20, then always 40 minutes"
     delay, longest = SUSPECT_DELAYS
     at = since + delay
     while at <= now and delay < longest:
@@ -217,12 +222,12 @@ def _suspect_delay(since, now):
 
 
 def login_delay(refused):
-    "Return how long no login is tried after so many were refused"
+    "Return how long to wait with the next login after so many refused ones"
     return min(dt.timedelta(minutes=2 ** min(refused - 1, 9)), LOGIN_DELAY_MAX)
 
 
 def _queue_id(row, outcome):
-    "Return the names that the server has for what it took of the row"
+    "Return the row's queue ids, one a line, with those of the outcome"
     ids = filter(None, [row.queue_id, *outcome.queue_ids])
     return '\n'.join(dict.fromkeys(ids)) or None
 
@@ -252,14 +257,19 @@ def _allowed_time(row, next_, settings):
 class Suspects:
     """Rows of a run whose refusal may be the server's fault.
 
-    Who knows better: the message that comes next.
+    The next message tells: if the server accepts it, the earlier refusals were
+    the messages' own.
     """
 
     def __init__(self):
         self._held = {}
 
     def settle(self, row, outcome):
-        "Return the pairs of row and outcome that are the messages' own"
+        """Return the pairs of row and outcome that can be recorded now.
+
+        A refusal is held back. An acceptance settles all refusals before it as
+        the messages' own fault.
+        """
         if outcome and outcome.refusal:
             self._held.setdefault(outcome.refusal, []).append((row, outcome))
             return []
@@ -270,11 +280,11 @@ class Suspects:
         return [(row, outcome)]
 
     def alike(self, refusal):
-        "Return how many of them were refused so"
+        "Return how many of the rows that are held back have this refusal"
         return len(self._held.get(refusal, ()))
 
     def release(self):
-        "Return a list of pairs for each refusal, and forget them"
+        "Return the held pairs, a list for each refusal, and hold none"
         held, self._held = list(self._held.values()), {}
         return held
 
@@ -287,13 +297,16 @@ def first_answer(outcome):
 class Sessions:
     """Which threads of a run may have a session with the server.
 
-    A server may grant fewer than the settings say. A refused one more is no
-    trouble while another lives: its thread waits. Each thread has a client.
+    A server may grant fewer sessions than the settings say. If it refuses a
+    further session while another one lives, this is no trouble: the thread of
+    the refused session waits. Each thread has a client of its own.
 
-    :param most: of the settings.
-    :param granted: as far as known from before, None for all.
-    :param seconds: after which one more than granted is tried.
-    :param first: whether one has to open its session before others try.
+    :param most: the number of sessions in the settings.
+    :param granted: the number that the server granted in an earlier run, None
+        where all were granted.
+    :param seconds: after which one session more than granted is tried.
+    :param first: whether one thread has to open its session before the others
+        try, because a login was refused in the last run.
     """
 
     def __init__(self, most, granted=None, seconds=0, first=False):
@@ -307,7 +320,7 @@ class Sessions:
 
     @property
     def seconds(self):
-        "After how many seconds one more than granted is tried"
+        "The seconds until one session more than granted is tried"
         return max(self._again_at - time.monotonic(), 0)
 
     @property
@@ -324,7 +337,7 @@ class Sessions:
                 if not self._first and not self.seconds:
                     self.granted += 1
                     break
-                # Who waits for the first session is told of it
+                # The thread that opens the first session notifies the others
                 self._changed.wait(None if self._first else self.seconds)
             if not self._is_closed:
                 self._admitted.add(client)
@@ -336,7 +349,11 @@ class Sessions:
                 self._trying.add(client)
 
     def tried(self, client, has_session):
-        "No session was refused to the client, which may not have asked"
+        """Note that the server has not refused a session to the client.
+
+        :param has_session: whether the client has one: it may not have asked
+            for any.
+        """
         if client in self._alive:
             return
         with self._changed:
@@ -348,10 +365,10 @@ class Sessions:
             self._changed.notify_all()
 
     def refuses(self, client):
-        """Return whether the server only refuses one session more.
+        """Return whether the server refuses only further sessions.
 
-        Waits for the other sessions that are being opened, because these may
-        be those that it grants.
+        If no session lives, wait for those that are being opened, because the
+        server may grant one of them.
         """
         with self._changed:
             self._alive.discard(client)
@@ -381,7 +398,7 @@ class Patience:
 
     def troubled(self, now):
         if now < self.until:
-            # Of a session that was at it when the pause began
+            # From a session that was already sending when the pause began
             return
         self._since = self._since or now
         self._delay = self._delay * 2 or 1
@@ -397,7 +414,7 @@ class Patience:
 
 
 class Pace:
-    "How many rows to hold: what is sent in about a second"
+    "How many rows a sender holds: as many as it sends in about a second"
 
     def __init__(self, connections):
         self._connections = connections
@@ -417,14 +434,14 @@ class Pace:
 
 
 class Deadline:
-    "The end of a run: after it no more is claimed"
+    "The end of a run, after which the run claims no more rows"
 
     def __init__(self, seconds):
         self._at = time.monotonic() + seconds
         self.is_cut = False
 
     def cut(self):
-        "Let the run end at once, with what it is at"
+        "Let the run end at once: only what is being sent is finished"
         self.is_cut = True
 
     @property
@@ -433,13 +450,14 @@ class Deadline:
 
 
 class Throttle:
-    """Whose turn is when, for an even rate.
+    """Gives each message a time, so that messages go at an even rate.
 
-    The first waits, too, so that runs one after another keep the rate.
+    The first message of a run waits, too, so that several runs one after
+    another keep the rate.
 
-    :param per_minute: of the settings, 0 for no limit.
-    :param found: the messages a minute that the server took before it refused
-        more, None where it has not.
+    :param per_minute: the messages a minute of the settings, 0 for no limit.
+    :param found: the messages a minute that the server took in an earlier run
+        before it refused more, None where it has refused none.
     """
 
     def __init__(self, per_minute, found=None):
@@ -461,7 +479,7 @@ class Throttle:
             return turn
 
     def _recover(self, now):
-        "Become faster again, slowly"
+        "Raise the rate again, doubled every 30 seconds"
         if now > self._slowed_at:
             factor = 0.5 ** ((now - self._slowed_at) / DOUBLING_SECONDS)
             self._seconds = max(self._seconds * factor, self._shortest)
@@ -470,12 +488,13 @@ class Throttle:
     def slow_down(self):
         """Pause, and go on with half the rate that was too much.
 
-        Where hardly anything was taken there is no rate to halve.
+        If the server has taken only a few messages, no rate is known that
+        could be halved.
         """
         with self._lock:
             now = time.monotonic()
             if now < self.resumes_at:
-                # Of a session that was at it when the pause began
+                # From a session that was already sending when the pause began
                 return
             if self._taken >= TAKEN_MIN:
                 seconds = max(now - self._started_at, 1) / self._taken
@@ -486,18 +505,18 @@ class Throttle:
             self._next = max(self._next, self.resumes_at)
 
     def accepted(self):
-        "The server has taken a message"
+        "Note that the server has taken a message"
         self._taken += 1
         self._pause = 0
 
     @property
     def is_slowed(self):
-        "Whether the server wants it more slowly than the settings"
+        "Whether the server wants messages more slowly than the settings say"
         return self._seconds > self._shortest
 
     @property
     def found(self):
-        "The messages a minute that the server takes, None where it takes all"
+        "The messages a minute that the server takes, None for no limit"
         with self._lock:
             self._recover(time.monotonic())
             slower = self._seconds > max(self._shortest, 1e-3)

@@ -4,18 +4,19 @@
 
 ``to_addrs`` are addresses joined by a comma and a blank, ``accepted`` is one
 address a line, ``refused`` one a line with a blank and the server's words.
-The one place that knows these forms.
+No other file knows these forms.
 """
 import re
 
 _address_part = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,"])+')
-# Of a line, up to the blank before the server's words
+# The address at the beginning of a line, up to the blank before the words
 _line_address = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^ "])+')
 _token = re.compile(r'[^\s<>()\[\],;:"@]+(@[^\s<>()\[\],;:"@]+)?')
 _words = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+")
 _parts = re.compile(r'[\w.+-]*\w')
 _answer_code = re.compile(r'\d{3}(?: \d\.\d+\.\d+)?(?!\S)')
-# No line that this module writes is longer
+# A line is cut to this length before it is searched: the module writes none
+# that is longer
 MASKED_LENGTH = 2000
 
 
@@ -27,12 +28,12 @@ def split_addresses(text):
 
 def split_lines(text):
     "Return the lines of ``accepted`` or ``refused``"
-    # splitlines would find more of them in an address than were written
+    # Not splitlines, because an address may contain other line separators
     return text.split('\n') if text else []
 
 
 def join_lines(text, lines):
-    "Return ``text`` with more lines, None for none at all"
+    "Return ``text`` with further lines, None if there is no line at all"
     return '\n'.join([*split_lines(text), *lines]) or None
 
 
@@ -43,7 +44,7 @@ def address_of(line):
 
 
 def answer_lines(answers):
-    "Yield a line for each address and the words about it"
+    "Yield the lines of a dict of words by address, which can be empty"
     for address, words in answers.items():
         yield f'{address} {words}' if words else address
 
@@ -51,8 +52,8 @@ def answer_lines(answers):
 def answers(text, addresses):
     """Yield the address and the words of each line of ``refused``.
 
-    :param addresses: the recipients, because one that is no valid address can
-        have a blank.
+    :param addresses: the recipients of the email: a recipient that is no valid
+        address can have a blank, and is recognised by them.
     """
     odd = [a for a in addresses if address_of(a) != a]
     for line in split_lines(text):
@@ -63,7 +64,7 @@ def answers(text, addresses):
 
 
 def remaining(to_addrs, accepted, refused):
-    """Return the recipients that a message has still to go to.
+    """Return the list of recipients that a message still has to go to.
 
     The arguments are the texts of a record.
     """
@@ -77,7 +78,7 @@ def remaining(to_addrs, accepted, refused):
 
 
 def told(text, addresses):
-    "Return by address the words that lines of ``text`` say about them"
+    "Return what the lines of ``text`` say about addresses: words by address"
     words = dict(answers(text, addresses))
     return {a: words[a] for a in addresses if a in words}
 
@@ -85,11 +86,11 @@ def told(text, addresses):
 def account(to_addrs, words):
     """Return the words of a server about recipients, None for no words.
 
-    Of an email to one recipient they are the words alone, else a line for
-    each address. Nothing has to be said of all recipients alike that have no
-    words.
+    For an email to one recipient the result is the words alone, for others a
+    line for each address. It is None where all recipients are in ``words`` and
+    none of them has any, because the reason of the email says it all.
 
-    :param words: the words by address, which can be empty.
+    :param words: a dict of words by address; the words can be empty.
     """
     recipients = split_addresses(to_addrs)
     words = {a: words[a] for a in recipients if a in words}
@@ -101,9 +102,9 @@ def account(to_addrs, words):
 
 
 def delivered(to_addrs, accepted):
-    """Return how many of how many recipients have got an email.
+    """Return to how many of how many recipients an email was delivered.
 
-    :return: two numbers, None where nobody or everybody has got it.
+    :return: two numbers, None where it was delivered to nobody or to all.
     """
     recipients, got = split_addresses(to_addrs), split_lines(accepted)
     if 0 < len(got) < len(recipients):
@@ -117,11 +118,11 @@ def without(text, is_gone):
 
 
 def masked(text, to_addrs, shown, name):
-    """Return the words of a server without what tells hidden recipients.
+    """Return the words of a server without hidden recipients.
 
     :param to_addrs: the recipients of the envelope.
-    :param shown: the text of those that anyone may read.
-    :param name: what takes the place of a line about another.
+    :param shown: the text of the recipients that everybody may read.
+    :param name: the text that replaces the address of a hidden recipient.
     """
     shown = {m[0].lower() for m in _token.finditer(shown) if m[1]}
     hidden = {
@@ -146,7 +147,8 @@ def masked(text, to_addrs, shown, name):
 def _masked_line(line, hidden_words, shown):
     line = _token.sub(
         lambda m: '…' if m[1] and m[0].lower() not in shown else m[0], line)
-    # Only those that the line has, because a list has many of them
+    # Only words that stand in the line, because a list can have thousands of
+    # recipients
     found = {
         form for token in _words.findall(line.lower())
         for form in [token, token.strip('.'), *_parts.findall(token)]}

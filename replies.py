@@ -59,14 +59,16 @@ class Words(NamedTuple):
     source: str
 
 
-# A line in the list, and what a sender of words without end can cost
+# So many characters of a reply are kept and searched: enough for a line of the
+# list, and a bound for what a server can make the patterns cost
 LENGTH = 500
 
 _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
 _any_status = re.compile(r'(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?![\d.])')
 _codes = re.compile(r'(?:\d{3}\b\s*)?(?:\d\.\d{1,3}\.\d{1,3}\b\s*)?')
 _digit = re.compile(r'\d')
-# An error of Microsoft's logins, whose number is the same at every occasion
+# The number of an error of Microsoft's logins is the same at each occurrence,
+# unlike other digits in a reply
 _error_code = re.compile(r'AADSTS\d+\W*')
 
 
@@ -74,9 +76,9 @@ def _words(meaning, pattern, example, source):
     return Words(meaning, re.compile(pattern, re.I), example, source)
 
 
-# The first that matches is what the reply means.
+# The meaning of a reply is that of the first line that matches it.
 WORDS = [
-    # These codes say it, whatever status and words are
+    # Codes that decide, whatever the status and the words are
     _words(
         LOGIN, r'^53[0458]\b',
         '530 5.7.0 Authentication required', 'RFC 4954 6, RFC 3207 4'),
@@ -86,17 +88,17 @@ WORDS = [
         'Exchange Online, SMTP AUTH limits; Amazon SES: 454 Throttling '
         'failure: Maximum sending rate exceeded'),
 
-    # The status says it
+    # Statuses that name a mailbox
     _words(
         MAILBOX, r'^\d{3} (?:5\.1\.(?:1|2|3|6|10)|[45]\.2\.[12])\b',
         '550 5.1.1 User unknown', 'RFC 3463 3.2 and 3.3, RFC 7505 4.2'),
 
-    # Too fast, whatever else it says
+    # Messages per second or minute: too fast, whatever else the reply says
     _words(
         RATE, r'^4.*\bper (?:second|minute)\b',
         '452 4.4.5 Messages per second limit exceeded', 'Emailit'),
 
-    # The session
+    # The session has ended
     _words(
         SESSION, r'^\d{3} (?:4\.4\.[25]|5\.4\.2)\b',
         '451 4.4.2 Timeout waiting for data from client',
@@ -109,13 +111,13 @@ WORDS = [
         'Stalwart; Exim smtp_accept_max_per_connection: '
         '"too many messages in one connection"'),
 
-    # The login
+    # The server wants another login
     _words(
         LOGIN, r'^\d{3} 5\.7\.(?:30|57|139)\b',
         '550 5.7.30 Basic authentication is not supported for Client '
         'Submission', 'Exchange Online, non-delivery reports'),
 
-    # Too fast
+    # Messages come too fast
     _words(
         RATE, r'^\d{3} 4\.7\.(?:28|50[0-2]|65[0-2])\b',
         '451 4.7.500 Server busy. Please try again later',
@@ -130,7 +132,7 @@ WORDS = [
         '450 4.7.1 Error: too much mail from 192.0.2.1',
         'Postfix, smtpd_client_message_rate_limit; Exim, ratelimit; Mailgun'),
 
-    # Not a mailbox that is full: what a sender may send in a day
+    # The sender may send no more today. A mailbox that is full must not match
     _words(
         QUOTA, r'^\d{3} (?:4\.3\.[12]|5\.4\.5)\b',
         '452 4.3.1 Insufficient system resources',
@@ -162,7 +164,7 @@ WORDS = [
         '(25/25 (100%)) allowed',
         'cPanel; OVH; IONOS; Zoho: "exceeded" or "quota" with a period'),
 
-    # The transaction
+    # The transaction has too many recipients
     _words(
         RECIPIENTS,
         r'^\d{3} [45]\.5\.3\b'
@@ -198,7 +200,7 @@ _SERVERS_OWN = {LOGIN, SESSION, RATE, QUOTA}
 
 
 def meaning(reply):
-    "Return what the bad reply is about by its words, None where unknown"
+    "Return the meaning of a bad reply by ``WORDS``, None where it is unknown"
     text = str(reply)[:LENGTH]
     for words in WORDS:
         if words.pattern.search(text):
@@ -219,28 +221,31 @@ def verdict(step, reply):
 
 
 def names_mailbox(step, reply):
-    """Return whether a refusal is about one mailbox.
+    """Return whether a refusal is about the mailbox of one recipient.
 
-    At MAIL a mailbox is the sender's, by which all messages are refused.
+    At MAIL the mailbox is the sender's, and all messages would be refused.
     """
     return step != 'mail' and meaning(reply) == MAILBOX
 
 
 def too_many_recipients(reply):
-    "Return whether the server takes the recipients before this one only"
+    """Return whether the server refuses a recipient as one too many.
+
+    It takes the message for the recipients before.
+    """
     about = meaning(reply)
     return about == RECIPIENTS or (
-        # RFC 5321 4.5.3.1.10
+        # A bare 452 means too many recipients (RFC 5321 4.5.3.1.10)
         reply.code == 452 and not reply.status and about is None)
 
 
 def statuses(text):
-    "Return the enhanced status codes (RFC 3463) that stand in a text"
+    "Return the list of enhanced status codes (RFC 3463) in a text"
     return _any_status.findall(text)
 
 
 def alike(words):
-    "Return the words without what tells one occasion from another"
+    "Return words without addresses and digits, equal for replies alike"
     head = _codes.match(words)[0]
     rest = [
         word for word in words[len(head):].split()

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What clients show alike of an email, whoever reads it."""
+"""What all models that show an email have in common."""
 import datetime as dt
 
 from trytond.i18n import gettext
@@ -11,7 +11,7 @@ __all__ = [
     'Titled', 'Told', 'account', 'in_whole_seconds', 'labels', 'outcome',
     'with_words', 'words_of']
 
-# The reasons that say themselves that the email may have arrived
+# The reasons whose label says that the email may have arrived
 ARRIVED = {'uncertain', 'not_recorded'}
 
 
@@ -41,7 +41,7 @@ class Told:
 
     @classmethod
     def search_outcome(cls, name, clause):
-        "Search the reason as it is shown, and the words of the server"
+        "Search the label of the reason in the user's language, and the words"
         _, operator, value, *_ = clause
         negated = operator.startswith(('!', 'not '))
         found = []
@@ -67,13 +67,14 @@ def labels(Model):
 def outcome(labels, email, trouble=None):
     """Return in the user's language and on one line what became of an email.
 
-    The reason, to how many of its recipients it was delivered, and the words
-    of the server.
+    The line has the reason, to how many of its recipients the email was
+    delivered, and the words of the server.
 
-    :param labels: of the reasons.
+    :param labels: the labels of the reasons, as of :func:`labels`.
     :param email: a record or a ``store.Row``.
-    :param trouble: that of the server, instead of reason and words.
-    :return: None where there is nothing to say.
+    :param trouble: the trouble of the server that the email waits for, which
+        is told instead of reason and words; None for no trouble.
+    :return: None if there is nothing to say.
     """
     if email.state == 'sent':
         return None
@@ -84,17 +85,21 @@ def outcome(labels, email, trouble=None):
 
 
 def words_of(email):
-    "Return the words of the server, also where the module ended the email"
+    """Return the words of the server about an email, empty for no words.
+
+    ``error`` is empty where the module itself ended the email, but some of its
+    recipients may have been refused before.
+    """
     return email.error or recipients.account(
         email.to_addrs, recipients.told(
             email.refused, recipients.split_addresses(email.to_addrs))) or ''
 
 
 def account(labels, email, words, trouble=None):
-    """Return what became of an email, with words of which some can be hidden.
+    """Return the same as :func:`outcome`, with other words of the server.
 
-    As :func:`outcome`, which takes the words of the email on one line. Words
-    of several lines follow on lines of their own.
+    :param words: of one line or, below the rest, of several lines: masked, for
+        example.
     """
     what = trouble
     if email.state != 'cancelled' and not trouble:
@@ -121,9 +126,10 @@ def with_words(what, words):
 
 
 def in_whole_seconds(rows):
-    """Return what ``read`` returns without parts of seconds.
+    """Return the rows of ``read`` with all times in whole seconds.
 
-    Clients take what they round for a change, and want to save it.
+    A client rounds times itself, then takes the rounded time for a change by
+    the user, and wants to save it.
     """
     for row in rows:
         for name, value in row.items():

@@ -301,7 +301,8 @@ class Client:
             self.drop()
             outcome.refuse(
                 outcome.remaining(remaining), session.step,
-                _printable(f'{type(error).__name__}: {error}'))
+                _printable(f'{type(error).__name__}: {error}'),
+                reason='unsendable')
         if outcome.trouble and (outcome.trouble.lasting or session.closed):
             self.drop()
         return losses

@@ -1,8 +1,8 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Bytes of others → text that a person reads, whatever the bytes are.
+"""Decodes what others have encoded: bytes → text that a person reads.
 
-Each function takes linear time and raises nothing.
+Each function takes linear time and raises no error, whatever it is given.
 """
 import binascii
 import codecs
@@ -10,19 +10,21 @@ import re
 
 import idna
 
-# RFC 5322 2.1.1
+# In bytes, without the line end (RFC 5322 2.1.1)
 LINE_LENGTH = 998
-# Codecs of Python for other ends, some of which take quadratic time
+# Codecs of Python that are not charsets of messages; some of them take
+# quadratic time
 NO_CHARSETS = {
     'idna', 'mbcs', 'oem', 'punycode', 'raw_unicode_escape', 'undefined',
     'unicode_escape'}
-# Names under which mail programs send more than the charset of that name has
+# Mail programs use these names of charsets for text that needs the larger
+# charset on the right
 CHARSETS = {
     'ascii': 'cp1252', 'iso8859-1': 'cp1252', 'gb2312': 'gb18030',
     'gbk': 'gb18030', 'euc_kr': 'cp949', 'shift_jis': 'cp932',
     'tis-620': 'cp874'}
 
-# RFC 2047 2, with the language of RFC 2231 5
+# An encoded word (RFC 2047 2), which can have a language (RFC 2231 5)
 _encoded_word = re.compile(
     r'=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?]*)\?=')
 _qp_byte = re.compile(rb'=([0-9A-Fa-f]{2})')
@@ -43,9 +45,9 @@ def printable(text):
 
 
 def in_charset(data, charset):
-    """Return the text of bytes, with replacements where it is another charset.
+    """Return the text of bytes, with replacement characters where it is wrong.
 
-    :param charset: its name as the message has it, None for none.
+    :param charset: the name of the charset in the message, None for no name.
     """
     codec = _codec(charset)
     if codec:
@@ -57,14 +59,14 @@ def in_charset(data, charset):
 
 
 def _codec(charset):
-    "Return the name of the codec for a charset, None where there is none"
+    "Return the name of the codec for a charset, None if Python has no codec"
     charset = (charset or '').partition('*')[0].strip()
     for name in [charset, re.sub(r'[^A-Za-z0-9]', '', charset)]:
         try:
             codec = codecs.lookup(name).name
             codec = CHARSETS.get(codec, codec)
             if codec not in NO_CHARSETS:
-                # A codec that is not for text raises here
+                # A codec that does not decode to text raises an error here
                 b'a'.decode(codec, 'replace')
                 return codec
         except (LookupError, ValueError):
@@ -74,8 +76,8 @@ def _codec(charset):
 def decoded_words(text):
     """Return ``text`` with its encoded words (RFC 2047) decoded.
 
-    What follows each other in one charset is decoded together, because some
-    programs divide a character.
+    Encoded words in one charset that follow each other are decoded together,
+    because some programs divide a character between two words.
     """
     chunks, position, waiting = [], 0, None
     for match in _encoded_word.finditer(text):
@@ -87,7 +89,7 @@ def decoded_words(text):
         else:
             if waiting:
                 chunks.append(_decoded(waiting))
-            # Blanks between two encoded words are not part of the text
+            # Blanks between two encoded words are no part of the text
             if not waiting or between.strip():
                 chunks.append(between)
             waiting = charset, [data]
@@ -113,9 +115,9 @@ def _word_bytes(encoding, text):
 
 
 def from_base64(data):
-    "Return the bytes of base64, as much as there is of it"
+    "Return the bytes of base64, of broken base64 as many as can be decoded"
     data = data.translate(None, _not_base64)
-    # One character alone is no byte
+    # A single character at the end has only six bits of a byte
     data = data[:-1] if len(data) % 4 == 1 else data
     return binascii.a2b_base64(data + b'=' * (-len(data) % 4))
 
@@ -126,7 +128,7 @@ def unfolded(text):
 
 
 def unquoted(text):
-    "Return the text of a quoted string (RFC 5322 3.2.4), of others as it is"
+    "Return the text of a quoted string (RFC 5322 3.2.4), other text unchanged"
     if not text.startswith('"'):
         return text
     text = text[1:-1] if text.endswith('"') and len(text) > 1 else text[1:]
@@ -139,7 +141,11 @@ def with_domains(text):
 
 
 def shown_domain(domain):
-    "Return a domain as people write it, as it is where that is another one"
+    """Return a domain as people write it.
+
+    A domain stays in its ASCII form if what people would write encodes to
+    another domain.
+    """
     if 'xn--' not in domain.lower():
         return domain
     try:

@@ -534,12 +534,14 @@ class ScriptTestCase(NoticesTestCase):
         self.assertEqual(self.read(id_, *NAMES), [
                 'failed', f'{JANE}\n{JOE}', f'{DEAD} {UNKNOWN}',
                 f'{DEAD} {UNKNOWN}'])
+        message_id = self.read(id_, 'message_id')
         with self.transaction(readonly=True):
             archived, = Pool().get('ir.email').search(
-                [('message_id', '=', self.read(id_, 'message_id'))])
+                [('message_id', '=', message_id)])
             self.assertEqual(archived.delivery, 'failed')
-            self.assertTrue(Pool().get('res.notification').search(
-                    [('user', '=', 1), ('records', '=', f'[{id_}]')]))
+            self.assertIn((1, f'[{id_}]'), [
+                    (n.user.id, n.records)
+                    for n in Pool().get('res.notification').search([])])
 
 
 del QueueTestCase, RPCTestCase

@@ -570,10 +570,10 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
             ['end'])
         self.assertEqual(self.ids(), before)
 
-    def wizard(self, session, address=JANE, state='erase'):
+    def wizard(self, session, address=JANE, state='erase', context=None):
         name = 'wizard.email.queue.erase_address'
         id_, *_ = session(f'{name}.create', {})
-        context = {'action_id': self.action}
+        context = {'action_id': self.action, **(context or {})}
         return session(
             f'{name}.execute', id_, {'start': {'address': address}}, state,
             context)
@@ -593,6 +593,22 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
                     for n in ['deleted', 'changed', 'busy']},
                 {'deleted': 1, 'changed': 0, 'busy': 0})
             self.assertEqual(self.ids(), set())
+
+    def test_wizard_from_the_menu(self):
+        "Test the wizard is for the menu as well, also after an update"
+        with self.transaction():
+            pool = Pool()
+            menu = pool.get('ir.model.data').get_id(
+                'email_queue', 'menu_erase_address')
+            Action = pool.get('ir.action.wizard')
+            action, = Action.search([
+                    ('wiz_name', '=', 'email.queue.erase_address')])
+            self.assertIsNone(action.model)
+        self.queue(JANE)
+        result = self.wizard(self.postmaster, state='count', context={
+                'active_model': 'ir.ui.menu', 'active_id': menu,
+                'active_ids': [menu]})
+        self.assertEqual(result['view']['defaults']['deleted'], 1)
 
     def test_wizard_strangers(self):
         id_ = self.queue()

@@ -27,7 +27,7 @@ class WebTestCase(unittest.TestCase):
                 browser.open_tab('Failed')
                 browser.open_row("Your order")
                 browser.wait_for(state="Failed")
-                self.assertIn('no such user', browser.values['error'])
+                self.assertIn('no such user', browser.values['outcome'])
                 browser.open_tab('Message')
                 self.assertIn("Thank you", ''.join(browser.values.values()))
 
@@ -69,6 +69,7 @@ class WebTestCase(unittest.TestCase):
                 browser.click('.modal button', "Yes")
                 browser.wait_until_idle()
                 browser.open_row("bob@example.com")
+                browser.open_tab("Other")
                 browser.wait_for(priority="Urgent")
                 self.assertEqual(browser.errors, [])
             site.run_job()
