@@ -464,7 +464,9 @@ def bulk(bench):
 
 
 def bulk_peer(bench):
-    (value,), = bulk_queueing(bench, 'together')
+    # Bytes, because send_many stores subject and text as they are given, and
+    # makes a message of them when it is sent
+    (value,), = bulk_queueing(bench, 'ready')
     with Sink() as sink:
         return [(value, MANY / peer(bench, sink, MANY, 'queue'))]
 
@@ -512,10 +514,10 @@ FIGURES = {
     'drain-4-peers': (drain_4_peers, [Line(
                 "1,000 emails, four connections, beside the fastest of "
                 "django-mailer and django-post_office",
-                'messages/s', ratio, '>=', 3)]),
+                'messages/s', ratio, '>=', 2)]),
     'processes': (processes, [Line(
                 "Two processes beside one, no delay, two connections each",
-                'messages/s', ratio, '>=', 1)]),
+                'messages/s', ratio, '>=', 1.2)]),
     'senders': (senders, [Line(
                 "Four senders, 5 ms away, beside one",
                 'messages/s', ratio, '>=', 3)]),
@@ -557,22 +559,22 @@ FIGURES = {
             ]),
     'queue-create': (queue_create, [Line(
                 "Transaction that queues, beside one that creates a record",
-                'ms', ratio, '<=', 1.4)]),
+                'ms', ratio, '<=', 1.3)]),
     'bulk': (bulk, [Line(
                 "4,000 emails at once, beside one by one",
-                'emails/s', ratio, '>=', 5)]),
+                'emails/s', ratio, '>=', 2)]),
     'bulk-peer': (bulk_peer, [Line(
                 "4,000 emails at once, beside django-post_office's send_many",
-                'emails/s', ratio, '>=', 1)]),
+                'emails/s', ratio, '>=', 0.5)]),
     'campaign': (campaign_captured, [Line(
                 "10,000 captured emails, beside one by one",
-                's of CPU', times_less, '>=', 4, ' times less')]),
+                's of CPU', times_less, '>=', 2, ' times less')]),
     'campaign-memory': (campaign_memory, [Line(
                 "Peak of memory, a generator of 100,000, beside 5,000",
                 'MiB', difference, '<=', 40, ' MiB')]),
     'bulk-captured': (bulk_captured, [Line(
                 "4,000 captured emails, beside one by one",
-                'emails/s', ratio, '>=', 4)]),
+                'emails/s', ratio, '>=', 2)]),
     'queue-core': (queue_core, [Line(
                 "Transaction that queues, beside core's way to a server",
                 'ms', times_less, '>=', 4, ' times less')]),
