@@ -127,7 +127,7 @@ class Message(fields.Binary):
             except Exception as error:
                 # Any error, because any class can be the filestore
                 logger.info(
-                    "can not read %r of %r in the filestore: %s",
+                    "cannot read %r of %r in the filestore: %s",
                     file_id, prefix, error)
             else:
                 return data if len(data) == size else None
@@ -205,7 +205,7 @@ class _Written:
                 for file_id in file_ids:
                     self._Model.msg.remove(file_id)
         except Exception:
-            logger.exception("can not remove the files %s", file_ids)
+            logger.exception("cannot remove the files %s", file_ids)
 
     def tpc_begin(self, transaction):
         pass

@@ -77,7 +77,7 @@ def hand_over(client, row, redirect):
         return outcome
     except Exception as error:
         # For example a message without bytes, or an invalid address
-        logger.debug("email %d can not be sent", row.id, exc_info=True)
+        logger.debug("email %d cannot be sent", row.id, exc_info=True)
         # No suspect, because the server has not been asked
         return _refusal(
             row, printable(f"{type(error).__name__}: {error}"), 'unsendable')

@@ -27,7 +27,7 @@ __all__ = [
     'WAITING', 'check', 'current', 'is_copy', 'may_send', 'notice', 'remember']
 logger = logging.getLogger(__name__)
 
-# The one record has always this id, so that two runs can not make two
+# The one record has always this id, so that two runs cannot make two
 ID = 1
 WAITING = ['outbox', 'sending']
 

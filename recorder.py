@@ -144,7 +144,7 @@ class Recorder:
     """Records rows, and repeats a record that fails.
 
     :param settings: ``uncertain`` is the state of emails that the server may
-        have accepted and that can not be recorded in the end.
+        have accepted and that cannot be recorded in the end.
     :param touch: a function that is called while it waits.
     """
 
@@ -284,7 +284,7 @@ class Recorder:
         if not self._failed_at:
             self._failed_at = now
             logger.warning(
-                "can not record %d emails, nothing more is sent meanwhile: "
+                "cannot record %d emails, nothing more is sent meanwhile: "
                 "%s", len(self._rows), error)
         elif now - self._failed_at > GIVE_UP_SECONDS:
             self._give_up()

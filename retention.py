@@ -255,7 +255,7 @@ class Retention:
         "Return whether the message of the email was moved to the database"
         data = cls._message(id_)
         if data is None:
-            logger.error("the message of email %d can not be moved", id_)
+            logger.error("the message of email %d cannot be moved", id_)
             return False
         cls.msg.queue_for_removal(cls, 'msg', [id_])
         t = cls.__table__()

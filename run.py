@@ -37,8 +37,8 @@ TROUBLED_SECONDS = 10
 # How long a worker's task waits, in seconds; the threads of slow servers go on
 # without it
 TASK_SECONDS = 1
-# A run that a person started in a client ends so early, because the client
-# waits for it
+# After so many seconds a run ends that a person has started in a client,
+# because the client waits for it
 BY_HAND_SECONDS = 10
 # Runs in a row that claimed nothing although rows are due, because somebody
 # has locked them
@@ -62,11 +62,11 @@ def _opened(Model, server=None):
 
 
 class _Caller:
-    """The transaction that a run is called in, of the calling thread.
+    """The transaction in which a run is called.
 
-    It has nothing to do meanwhile, for which PostgreSQL may end it
-    (``idle_in_transaction_session_timeout``), and with it what the scheduler
-    has still to do.
+    It is idle while emails are sent. PostgreSQL may end an idle transaction
+    (``idle_in_transaction_session_timeout``), and with it the further jobs of
+    the scheduler. So it is touched every second, in the calling thread.
     """
 
     def __init__(self):
@@ -84,7 +84,7 @@ class _Caller:
         try:
             self._connection.cursor().execute('SELECT 1')
         except self._connection.Error:
-            # Who owns it will find out
+            # The owner of the transaction gets the error at its next statement
             logger.warning("the caller's transaction is lost", exc_info=True)
             self._connection = None
 
@@ -95,7 +95,7 @@ class _Caller:
 
 
 def in_trouble():
-    "Return whether this process met trouble with all servers a moment ago"
+    "Return whether this process has just met trouble with all servers"
     return all(map(_in_trouble, servers()))
 
 
@@ -136,7 +136,7 @@ def run(Model):
 
 
 def _enough_connections(servers):
-    "Return whether the servers can have their threads"
+    "Return whether there are connections for a thread of each server"
     needed = servers * CONNECTIONS_EACH + CONNECTIONS_BESIDE
     allowed = config.getint('database', 'maxconn', default=64)
     if allowed < needed:
@@ -156,7 +156,7 @@ def _check_copy(settings):
 
 
 def _missing(Model, names):
-    "Return an error for each server that emails wait for in vain"
+    "Return an error for each server that is not configured and has emails"
     with _opened(Model) as store:
         missing = [n for n in waiting_servers(Model) if n not in names]
         for name in missing:
@@ -281,7 +281,7 @@ def _send_due(Model, server, deadline):
     failed, more, idle = [], True, 0
     try:
         settings = Settings.read(server)
-        # What is due may be locked by somebody who takes long
+        # Not for ever, because somebody may have locked the due rows for long
         while more and idle < IDLE_RUNS:
             sender, more = _with_slot(Model, server, settings, deadline)
             if sender:
@@ -328,7 +328,7 @@ def _tell_failed(Model, failed):
 
 
 def _with_slot(Model, server, settings, deadline):
-    "Return the sender, None without a slot, and whether more is due"
+    "Return the sender, None without a free slot, and whether rows are due"
     caller = _Caller()
     with _opened(Model, server) as store:
         if not store.slot.take(slot_numbers(server, settings.senders)):
@@ -365,7 +365,8 @@ def _retain(store, known, before):
     try:
         retain(store, known, before)
     except store.Error:
-        # The emails are recorded, and the next run learns the same
+        # No error, because the emails are recorded, and the next run learns
+        # the same
         logger.warning("what the run has learned is lost", exc_info=True)
 
 
@@ -377,7 +378,7 @@ def send(email, server=None):
     _check_copy(settings)
     caller = _Caller()
     with _opened(Model) as store:
-        # A slot of its own, whatever runs
+        # In a slot of its own, so that it works while all others are taken
         row = None
         if store.slot.take([-email.id]):
             try:
@@ -398,7 +399,7 @@ def send(email, server=None):
 
 
 def _send(store, email, settings, server, caller):
-    "Return the row as it was recorded, None where it can not be claimed"
+    "Return the row as it was recorded, None where it cannot be claimed"
     rows = store.claim_record(email.id)
     if not rows:
         return None
@@ -416,7 +417,7 @@ def _send(store, email, settings, server, caller):
 
 
 def _judged(store, row, outcome, settings):
-    "Return the row as it is to be recorded after it was sent alone"
+    "Return the row as it has to be recorded after an attempt by ``send``"
     now = store.now()
     if not (outcome and outcome.refusal):
         return after(row, outcome, now, settings)

@@ -145,7 +145,7 @@ class Sender:
         except self.store.Error as error:
             if not self.store.slot.is_passing(error) or self.late:
                 raise
-            logger.debug("can not claim", exc_info=True)
+            logger.debug("cannot claim", exc_info=True)
             self._is_blocked = True
 
     def _hold(self, rows):
@@ -233,7 +233,7 @@ class Sender:
         try:
             return question(self.store, self.known, *args)
         except self.store.Error:
-            logger.debug("can not ask of suspects", exc_info=True)
+            logger.debug("cannot ask of suspects", exc_info=True)
             return False
 
     def _trouble(self, words, lasting):
