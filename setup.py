@@ -49,7 +49,6 @@ setup(
     # As of the commits
     author_email='maintainers@users.noreply.r-seed-b365acb7.example',
     project_urls={
-        'homepage': f'https://pypi.org/project/trytond_{MODULE}/',
         'forum': 'https://www.tryton.org/forum',
         'Tryton': 'https://www.tryton.org/',
         },
