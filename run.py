@@ -283,11 +283,11 @@ def _send_due(Model, server, deadline):
         settings = Settings.read(server)
         # Not for ever, because somebody may have locked the due rows for long
         while more and idle < IDLE_RUNS:
-            sender, more = _with_slot(Model, server, settings, deadline)
-            if sender:
-                idle = 0 if sender.claimed else idle + 1
-                failed += sender.failed
-                _check_trouble(sender)
+            result, more = _with_slot(Model, server, settings, deadline)
+            if result:
+                idle = 0 if result.claimed else idle + 1
+                failed += result.failed
+                _check_trouble(server, result)
     except NotRecorded as error:
         raise EmailQueueError(
             gettext('email_queue.msg_not_recorded', error=error),
@@ -296,12 +296,12 @@ def _send_due(Model, server, deadline):
         _tell_failed(Model, failed)
 
 
-def _check_trouble(sender):
-    if sender.in_trouble:
+def _check_trouble(server, result):
+    if result.in_trouble:
         logger.warning(
             "trouble with the server %s: %s",
-            _server_name(sender.store.server), sender.trouble)
-        _raise_trouble(sender.store.server, sender.trouble)
+            _server_name(server), result.trouble)
+        _raise_trouble(server, result.trouble)
 
 
 def _raise_trouble(server, words):
@@ -328,7 +328,7 @@ def _tell_failed(Model, failed):
 
 
 def _with_slot(Model, server, settings, deadline):
-    "Return the sender, None without a free slot, and whether rows are due"
+    "Return the result, None without a free slot, and whether rows are due"
     caller = _Caller()
     with _opened(Model, server) as store:
         if not store.slot.take(slot_numbers(server, settings.senders)):
@@ -340,11 +340,11 @@ def _with_slot(Model, server, settings, deadline):
             _check_login(store, known)
             sender = Sender(store, settings, deadline, caller, known)
             sender.drain()
-            _retain(store, sender.known, known)
+            _retain(store, sender.result.known, known)
         finally:
             store.slot.give_back()
         # A run that found no slot meanwhile relies on this second look
-        return sender, not sender.late and store.has_due()
+        return sender.result, not sender.late and store.has_due()
 
 
 def _check_login(store, known):

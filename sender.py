@@ -6,6 +6,7 @@ Its thread owns the connection to the database, the threads of the sessions do
 SMTP only.
 """
 import collections
+import dataclasses
 import datetime as dt
 import itertools
 import logging
@@ -17,7 +18,7 @@ from . import identity, shown
 from .dead import Addresses
 from .handover import client_for, hand_over
 from .history import told
-from .known import accepted_since, login_of, suspected_alike
+from .known import Known, accepted_since, login_of, suspected_alike
 from .policy import (
     ALIKE, ALIKE_AFTER_ACCEPTED, RECORD_SECONDS, Pace, Patience, Sessions,
     Suspects, Throttle, after, first_answer, suspected)
@@ -39,6 +40,43 @@ FENCE_SECONDS = 30
 OVERTAKEN = 3
 
 
+@dataclasses.dataclass
+class Result:
+    """What a run has come to, for one server.
+
+    ``known`` is what is known about the server now, ``trouble`` the words of
+    the last trouble, ``accepted`` whether the server has accepted a message,
+    ``failed`` the ids of the emails that have failed, and ``counts`` how many
+    emails the run has recorded in which state.
+    """
+    known: Known
+    trouble: str = None
+    accepted: bool = False
+    claimed: bool = False
+    login_refused: bool = False
+    stopped_early: bool = False
+    failed: list = dataclasses.field(default_factory=list)
+    counts: collections.Counter = dataclasses.field(
+        default_factory=collections.Counter)
+    started_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def in_trouble(self):
+        "Whether trouble ended the run or let nothing be accepted in it"
+        return bool(self.trouble) and (self.stopped_early or not self.accepted)
+
+    def log(self, name):
+        "Log what was done, if anything, under the name of the sender"
+        if not self.counts:
+            return
+        seconds = time.monotonic() - self.started_at
+        logger.info(
+            "sender %s: %d sent, %d failed, %d deferred in %.1f s, "
+            "%.1f messages/s",
+            name, self.counts['sent'], self.counts['failed'],
+            self.counts['outbox'], seconds, self.counts['sent'] / seconds)
+
+
 class Sender:
     """What sends the emails of one server in a run, in the slot of its store.
 
@@ -51,10 +89,9 @@ class Sender:
 
     def __init__(self, store, settings, deadline, caller, known):
         self.store = store
-        self.trouble = None
-        self.accepted = False
-        self.failed = []
-        self.known = known
+        self.result = Result(known)
+        # Before the run, because the caller's transaction can get lost in it
+        self._labels = shown.labels(store.Model)
         self._settings = settings
         self._deadline = deadline
         self._held = {}
@@ -63,7 +100,7 @@ class Sender:
         self._caller = caller
         self._recorder = Recorder(store, self._gate, settings, caller.touch)
         self._stopping = threading.Event()
-        self._stopped_early = self._is_blocked = False
+        self._is_blocked = self._alone_claimed = False
         self._addresses = Addresses(store, bool(settings.redirect))
         self._suspects = Suspects()
         self._patience = Patience()
@@ -74,20 +111,13 @@ class Sender:
             settings.connections, known.sessions,
             seconds=_seconds_until(known.more_sessions, store.now()),
             first=bool(known.refused_logins))
-        self._login_refused = False
         self._accepted = 0
-        self._now = None
-        self._labels = shown.labels(store.Model)
-        self._alone_claimed = False
-        self.claimed = False
-        self._counts = collections.Counter()
-        self._started_at = time.monotonic()
         self._threads = [
             threading.Thread(target=self._serve, daemon=True)
             for _ in range(settings.connections)]
 
     def drain(self):
-        "Send what is due, until nothing is or the time is over"
+        "Send what is due until nothing is or the time is over"
         with self.store.slot.hurried():
             try:
                 for thread in self._threads:
@@ -103,13 +133,7 @@ class Sender:
                     self._stop, self._keep_slot, self._join, self._collect,
                     self._give_back, self._recorder.finish,
                     self._addresses.flush)
-        self._log()
-
-    @property
-    def in_trouble(self):
-        "Whether trouble ended the run or let nothing be accepted in it"
-        return bool(self.trouble) and (
-            self._stopped_early or not self.accepted)
+        self.result.log(self.store.server or self.store.slot.number)
 
     @property
     def late(self):
@@ -153,8 +177,8 @@ class Sender:
             self._held[row.id] = row._replace(msg=None)
             self._work.put(row)
         # After the hand-over, so that the rows are given back if this fails
-        if rows and not self.claimed:
-            self.claimed = True
+        if rows and not self.result.claimed:
+            self.result.claimed = True
             identity.remember()
 
     def _wait(self):
@@ -181,8 +205,7 @@ class Sender:
 
     def _settle(self, pairs):
         # One timestamp for all rows that one statement records
-        self._now = self.store.now()
-        now = time.monotonic()
+        now = self.store.now()
         self._pace.finished(len(pairs))
         for id_, outcome in pairs:
             row = self._held.get(id_)
@@ -191,35 +214,37 @@ class Sender:
             if outcome:
                 self._learn(row, outcome, now)
             else:
-                self._finish([(row, None)])
+                self._finish([(row, None)], now)
             del self._held[id_]
 
     def _learn(self, row, outcome, now):
         "Settle an outcome, and learn from it about the server"
         if outcome.accepted:
-            self.accepted = True
+            self.result.accepted = True
             self._patience.relieved()
         if outcome.trouble:
-            self._patience.troubled(now)
-            self._login_refused |= outcome.trouble.kind == LOGIN
+            seconds = time.monotonic()
+            self._patience.troubled(seconds)
+            self.result.login_refused |= outcome.trouble.kind == LOGIN
             self._trouble(
                 outcome.trouble.words,
-                outcome.trouble.lasting or self._patience.exhausted(now))
+                outcome.trouble.lasting or self._patience.exhausted(seconds))
         if outcome.refusal and self._is_own(row):
-            self._finish([(row, outcome)])
+            self._finish([(row, outcome)], now)
             return
-        self._finish(self._suspects.settle(row, outcome))
+        self._finish(self._suspects.settle(row, outcome), now)
         if outcome.refusal and self._is_the_servers(row, outcome.refusal):
             self._trouble(self._first_words(outcome), lasting=True)
 
     def _is_own(self, row):
         "Return whether something was accepted since the row is a suspect"
         return bool(row.suspect_since) and (
-            self.accepted or self._ask(accepted_since, row.suspect_since))
+            self.result.accepted
+            or self._ask(accepted_since, row.suspect_since))
 
     def _is_the_servers(self, row, refusal):
         "Return whether the number of equal refusals shows the server's fault"
-        if self.accepted:
+        if self.result.accepted:
             return self._suspects.alike(refusal) >= ALIKE_AFTER_ACCEPTED
         return (self._suspects.alike(refusal) >= ALIKE
             or self._ask(suspected_alike, row, refusal))
@@ -231,13 +256,13 @@ class Sender:
         must be recorded whatever happens here.
         """
         try:
-            return question(self.store, self.known, *args)
+            return question(self.store, self.result.known, *args)
         except self.store.Error:
             logger.debug("cannot ask of suspects", exc_info=True)
             return False
 
     def _trouble(self, words, lasting):
-        self.trouble = words
+        self.result.trouble = words
         if lasting:
             self._halt()
 
@@ -246,43 +271,44 @@ class Sender:
         self._gate.close()
         self._sessions.close()
 
-    def _finish(self, pairs):
+    def _finish(self, pairs, now):
         for row, outcome in pairs:
             if outcome and outcome.accepted:
-                self._accepted_partly(row, outcome)
+                self._accepted_partly(row, outcome, now)
             self._addresses.learn(row, outcome)
             self._record(
-                row, after(row, outcome, self._now, self._settings), outcome)
+                row, after(row, outcome, now, self._settings), outcome)
 
-    def _accepted_partly(self, row, outcome):
+    def _accepted_partly(self, row, outcome, now):
         """Remember that the server has accepted an email in part.
 
         No row in the state *Sent* will show that.
         """
         if len(outcome.accepted) < len(row.remaining):
-            self.known = self.known._replace(accepted_at=self._now)
+            self.result.known = self.result.known._replace(accepted_at=now)
 
     def _record(self, before, row, outcome):
         self._recorder.add(told(before, row, outcome))
         if row.state == 'failed':
-            self.failed.append(row.id)
+            self.result.failed.append(row.id)
         if outcome or row.state == 'failed':
-            self._counts[row.state] += 1
+            self.result.counts[row.state] += 1
             log_row(row)
 
     def _release_suspects(self):
         "Record the suspects: the run has not learned whose fault they are"
+        now, result = self.store.now(), self.result
         for pairs in self._suspects.release():
             alone = len(pairs) == 1
             for row, outcome in pairs:
-                alone = alone and (self.accepted or not self._ask(
+                alone = alone and (result.accepted or not self._ask(
                         suspected_alike, row, outcome.refusal))
-                after_ = suspected(
-                    row, outcome, self._now, self._settings, alone)
+                after_ = suspected(row, outcome, now, self._settings, alone)
                 self._record(row, after_, outcome)
             if not alone:
-                self._stopped_early = True
-                self.trouble = self.trouble or self._first_words(pairs[0][1])
+                result.stopped_early = True
+                result.trouble = (
+                    result.trouble or self._first_words(pairs[0][1]))
 
     def _first_words(self, outcome):
         "Return why the first recipient was refused whom nobody accepted"
@@ -292,7 +318,7 @@ class Sender:
 
     def _stop(self):
         "Let each thread end after the row that it is sending"
-        self._stopped_early = self._stopping.is_set()
+        self.result.stopped_early = self._stopping.is_set()
         self._halt()
         for _ in self._threads:
             self._work.put(None)
@@ -312,20 +338,21 @@ class Sender:
 
     def _conclude(self):
         "Add to what is known about the server what this run has learned"
-        known, now = self.known, self.store.now()
-        if self._login_refused:
+        result, now = self.result, self.store.now()
+        known = result.known
+        if result.login_refused:
             known = known.login_refused(login_of(self.store.server), now)
-        elif self.accepted and known.refused_logins:
+        elif result.accepted and known.refused_logins:
             known = known.login_accepted()
-        if self.in_trouble:
-            known = known.troubled(self.trouble, now)
-            self.trouble = known.trouble
-        elif self.accepted:
+        if result.in_trouble:
+            known = known.troubled(result.trouble, now)
+            result.trouble = known.trouble
+        elif result.accepted:
             known = known.relieved()
         sessions, seconds = None, 0
         if self._sessions.are_fewer:
             sessions, seconds = self._sessions.granted, self._sessions.seconds
-        self.known = known._replace(
+        result.known = known._replace(
             sessions=sessions,
             more_sessions=sessions and now + dt.timedelta(seconds=seconds),
             rate=self._throttle.found)
@@ -342,17 +369,6 @@ class Sender:
         except self.store.Error:
             # The loss of the connection may be the reason to stop
             logger.debug("no connection", exc_info=True)
-
-    def _log(self):
-        if not self._counts:
-            return
-        seconds = time.monotonic() - self._started_at
-        logger.info(
-            "sender %s: %d sent, %d failed, %d deferred in %.1f s, "
-            "%.1f messages/s",
-            self.store.server or self.store.slot.number,
-            self._counts['sent'], self._counts['failed'],
-            self._counts['outbox'], seconds, self._counts['sent'] / seconds)
 
     # What follows runs in the threads of the sessions
 
@@ -396,7 +412,7 @@ class Sender:
             if overtaken >= OVERTAKEN:
                 self._gate.put(row.id, outcome)
                 return
-            self.trouble = trouble.words
+            self.result.trouble = trouble.words
             self._gate.leave()
             if self.late:
                 break

@@ -82,7 +82,7 @@ class LockTestCase(QueueTestCase):
         held, other, id_ = [self.queue() for _ in range(3)]
         with self.transaction() as transaction:
             transaction.connection.cursor().execute(
-                "UPDATE email_queue SET state = 'sending', sender = 77 "
+                "UPDATE email_queue SET state = 'sending', slot = 77 "
                 "WHERE id IN (%s, %s)", [held, other])
         with self.locked(held):
             self.assertEqual(self.run_beside(), [])

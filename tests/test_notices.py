@@ -511,7 +511,8 @@ class ScriptTestCase(NoticesTestCase):
         "Test a real Postfix bounces one of three recipients"
         with postfix.Postfix(self.server.port) as relay, \
                 configured('email', uri=relay.uri):
-            with self.transaction(1):
+            with self.transaction(1) as transaction:
+                transaction.connection.cursor().execute('DELETE FROM ir_email')
                 pool = Pool()
                 email, = pool.get('email.queue').queue_mail(
                     'shop@example.com', [JANE, DEAD, JOE], MESSAGE)
@@ -534,10 +535,8 @@ class ScriptTestCase(NoticesTestCase):
         self.assertEqual(self.read(id_, *NAMES), [
                 'failed', f'{JANE}\n{JOE}', f'{DEAD} {UNKNOWN}',
                 f'{DEAD} {UNKNOWN}'])
-        message_id = self.read(id_, 'message_id')
         with self.transaction(readonly=True):
-            archived, = Pool().get('ir.email').search(
-                [('message_id', '=', message_id)])
+            archived, = Pool().get('ir.email').search([])
             self.assertEqual(archived.delivery, 'failed')
             self.assertIn((1, f'[{id_}]'), [
                     (n.user.id, n.records)

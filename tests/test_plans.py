@@ -91,7 +91,7 @@ class PlansTestCase(QueueTestCase):
         with self.transaction() as transaction:
             cursor = transaction.connection.cursor()
             cursor.execute(
-                "UPDATE email_queue SET state = 'sending', sender = 77 "
+                "UPDATE email_queue SET state = 'sending', slot = 77 "
                 "WHERE id = %s", [orphan])
             cursor.execute(
                 "UPDATE email_queue SET crashes = 3 WHERE id = %s", [lone])
