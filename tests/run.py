@@ -47,10 +47,10 @@ ENGINE = [
 PAIR = [
     'test_client', 'test_database', 'test_locale', 'test_module',
     'test_sender', 'test_store']
-# The emails of other modules, and their own tests with these captured
-MODULES = [
-    f'{TESTS}.test_inbound',
-    f'{TESTS}.test_modules',
+# The emails of other modules
+OWN_MODULES = [f'{TESTS}.test_inbound', f'{TESTS}.test_modules']
+# Their own tests with these captured
+MODULES = OWN_MODULES + [
     'trytond.modules.account_dunning_email.tests',
     'trytond.modules.marketing_email.tests',
     'trytond.modules.notification_email.tests',
@@ -224,6 +224,10 @@ class ModulesTests(Tests):
     settings = {'TRYTOND_EMAIL_QUEUE__CAPTURE': 'True'}
 
 
+class OwnModulesTests(ModulesTests):
+    arguments = ['-p', f'{TESTS}.captured', '--pyargs', *OWN_MODULES]
+
+
 def db_cache(name, venv):
     "Return the directory for activated databases of just this code"
     digest = hashlib.sha256(str((venv / 'stamp').stat().st_mtime_ns).encode())
@@ -270,8 +274,9 @@ def parse_args():
         help="trace the tests with trytond 8.2, which then take half as long "
         "again")
     parser.add_argument(
-        '--jobs', type=int, default=min(2, os.cpu_count() or 1),
-        help="how many checks to run at once (default: %(default)s)")
+        '--jobs', type=int, default=(os.cpu_count() or 1) + 1,
+        help="how many checks to run at once (default: %(default)s: one more "
+        "than there are cores, because tests wait for servers)")
     args = parser.parse_args()
     if unknown := set(args.checks) - set(CHECKS):
         parser.error(f"no such check: {', '.join(unknown)}")
@@ -308,7 +313,7 @@ def main():
                 ('sqlite-8.0', Tests, {'series': '8.0', 'options': options}),
                 ('sqlite', PairTests, traced),
                 ('modules', ModulesTests, traced | on_server),
-                ('modules-8.0', ModulesTests, {
+                ('modules-8.0', OwnModulesTests, {
                         'series': '8.0', 'options': options}),
                 ('plain', PlainTests, traced)]:
             if name in chosen:
