@@ -8,13 +8,15 @@ from trytond.sendmail import send_message_transactional
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import smtp
+from .. import identity, run, smtp
 from ..exceptions import EmailQueueError
 from ..sendmail import QueueDataManager
+from .test_bounce import notice
 from .test_sendmail import message
 from .tools import MESSAGE, QueueTestCase
 
 FROM = 'shop@example.com'
+NOTICED = b'Message-ID: <1@shop.example.com>\r\n' + MESSAGE
 
 
 class HooksTestCase(QueueTestCase):
@@ -110,6 +112,46 @@ class HooksTestCase(QueueTestCase):
             EmailQueue.cancel(emails)
             EmailQueue.retry(emails)
             EmailQueue.send_now(emails)
+        self.assertEqual(self.calls(), [])
+
+    def test_put_back(self):
+        "Test that no hook is called for the email of a dead sender"
+        self.queue()
+        self.calls()
+        with self.transaction() as transaction:
+            transaction.connection.cursor().execute(
+                "UPDATE email_queue SET state = 'sending', slot = 4711, "
+                "write_date = '2026-01-01'")
+        with self.transaction(), \
+                run._opened(Pool().get('email.queue')) as store:
+            self.assertTrue(store.slot.take([1]))
+            try:
+                store.recover()
+            finally:
+                store.slot.give_back()
+        self.assertEqual(self.states(), {'outbox': 1})
+        self.assertEqual(self.calls(), [])
+
+    def test_bounced(self):
+        "Test that a failure by a notice is told at its commit"
+        id_ = self.queue(msg=NOTICED)
+        self.send_all()
+        self.calls()
+        data = notice(
+            [{'Final-Recipient': 'rfc822; jane@example.com'}],
+            message_id='<1@shop.example.com>')
+        with self.transaction():
+            Pool().get('email.queue').receive_notice(data)
+            self.assertEqual(self.calls(), [])
+        self.assertEqual(self.calls(), [('run_finished', [id_])])
+
+    def test_copy(self):
+        "Test that no hook is called for what is cancelled in a copy"
+        self.queue()
+        self.calls()
+        with self.transaction():
+            identity._cancel()
+        self.assertEqual(self.states(), {'cancelled': 1})
         self.assertEqual(self.calls(), [])
 
 
