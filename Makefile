@@ -76,6 +76,6 @@ package: .venv/stamp
 	@.ci/desktop .cache/desktop
 
 clean:
-	rm -rf .venv .venv-8.0 .cache .coverage .coverage.* .hypothesis .tox
+	rm -rf .venv .venv-8.0 .cache .coverage .coverage.* .hypothesis
 	rm -rf .pytest_cache build dist htmlcov *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

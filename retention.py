@@ -431,27 +431,34 @@ class EraseAddress(QueueWizard):
 
     def transition_count(self):
         EmailQueue = Pool().get('email.queue')
-        count = EmailQueue.count_address(self.start.address)
-        for name, number in count._asdict().items():
-            setattr(self.confirm, name, number)
+        _show(EmailQueue.count_address(self.start.address), self.confirm)
         return 'confirm'
 
     def default_confirm(self, fields):
         return {
             'address': self.start.address,
             'warning': gettext('email_queue.msg_erase_final'),
-            **{name: getattr(self.confirm, name) for name in Erased._fields},
+            **_shown(self.confirm),
             }
 
     def transition_erase(self):
         EmailQueue = Pool().get('email.queue')
-        erased = EmailQueue.erase_address(self.start.address)
-        for name, number in erased._asdict().items():
-            setattr(self.done, name, number)
+        _show(EmailQueue.erase_address(self.start.address), self.done)
         return 'done'
 
     def default_done(self, fields):
-        return {name: getattr(self.done, name) for name in Erased._fields}
+        return _shown(self.done)
+
+
+def _show(erased, view):
+    "Let a view of the wizard show the numbers"
+    for name, number in erased._asdict().items():
+        setattr(view, name, number)
+
+
+def _shown(view):
+    "Return the numbers that a view of the wizard shows"
+    return {name: getattr(view, name) for name in Erased._fields}
 
 
 class EraseAddressStart(ModelView):

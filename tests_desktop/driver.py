@@ -17,6 +17,7 @@ import shutil
 import sys
 import threading
 import traceback
+from functools import partial
 
 import gi
 
@@ -40,16 +41,20 @@ def record_error(title, details):
     errors.append(f'{title}\n{details}')
 
 
-def descendants(widget):
-    "Yield the widget and all that are visible in it"
-    if not widget.get_mapped():
+def descendants(widget, wanted=Gtk.Widget.get_mapped):
+    "Yield the widget and all in it, without those that are not wanted"
+    if not wanted(widget):
         return
     yield widget
     if isinstance(widget, Gtk.Container):
         children = []
         widget.forall(children.append)
         for child in children:
-            yield from descendants(child)
+            yield from descendants(child, wanted)
+
+
+# With those that are not on the display, such as the tab of a narrow notebook
+all_of = partial(descendants, wanted=lambda widget: True)
 
 
 def windows():
@@ -305,15 +310,6 @@ class Commands:
 
     def quit(self):
         Main().quit()
-
-
-def all_of(widget):
-    yield widget
-    if isinstance(widget, Gtk.Container):
-        children = []
-        widget.forall(children.append)
-        for child in children:
-            yield from all_of(child)
 
 
 def activate(widget):
