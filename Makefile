@@ -7,10 +7,11 @@ export PYTEST
 PYTHON = .venv/bin/python
 PACKAGING = setup.py pyproject.toml tryton.cfg .ci/venv
 
-.PHONY: help test coverage test-web test-desktop browser screenshots locale
-.PHONY: demo bench package clean
-# Both environments write the module's egg-info
-.NOTPARALLEL:
+# Where it is set, each of hundreds of programs would compile the module again
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help test coverage test-web test-desktop environments
+.PHONY: postgresql browser screenshots locale demo bench package clean
 
 help:
 	@echo "make test     run all tests, on SQLite and PostgreSQL, trytond 8.2 and 8.0"
@@ -28,12 +29,10 @@ help:
 	@echo "make package  build the sdist and the wheel and check them"
 	@echo "make clean    remove all that these have made"
 
-test: .venv/stamp .venv-8.0/stamp
-	@$(PYTHON) tests/postgresql.py > /dev/null 2>&1 || .ci/install postgresql
+test: environments
 	@$(PYTHON) tests/run.py $(CHECKS) --pytest="$$PYTEST"
 
-coverage: .venv/stamp
-	@$(PYTHON) tests/postgresql.py > /dev/null 2>&1 || .ci/install postgresql
+coverage: .venv/stamp postgresql
 	@$(PYTHON) tests/run.py --coverage engine postgresql sqlite modules plain
 
 test-web: .venv-8.0/stamp .cache/sao/stamp browser
@@ -46,6 +45,14 @@ screenshots: .venv-8.0/stamp .cache/sao/stamp browser
 screenshots: .venv/stamp .cache/desktop/stamp
 	@.venv-8.0/bin/python doc/screenshots.py web
 	@.venv/bin/python doc/screenshots.py desktop
+
+# At once, because each waits for the network half of the time
+environments:
+	@$(MAKE) --silent --jobs .venv/stamp .venv-8.0/stamp postgresql
+
+postgresql:
+	@$(PYTHON3) tests/postgresql.py > /dev/null 2>&1 || \
+	    .ci/install postgresql
 
 browser:
 	@command -v chromedriver > /dev/null || \

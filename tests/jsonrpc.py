@@ -5,14 +5,17 @@ import base64
 import gzip
 import json
 from http import HTTPStatus
+from unittest.mock import patch
 from urllib.parse import quote
 
+from pwdlib.hashers.argon2 import Argon2Hasher
 from werkzeug.test import Client
 
 from trytond.modules.email_queue.email_queue import EmailQueue
 from trytond.pool import Pool
 from trytond.protocols.jsonrpc import JSONDecoder, JSONEncoder
 from trytond.protocols.wrappers import Response
+from trytond.res.user import PASSWORD_HASH
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 from trytond.wsgi import app
@@ -80,6 +83,10 @@ class RPCTestCase(QueueTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
+        # Six hashes by the usual one take half a second
+        quick = Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)
+        cls.enter(patch.multiple(
+                PASSWORD_HASH, hashers=[quick], current_hasher=quick))
         with Transaction().start(DB_NAME, 0):
             pool = Pool()
             User = pool.get('res.user')

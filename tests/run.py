@@ -167,7 +167,9 @@ class Tests(Check):
         databases.mkdir()
         environ = {
             key: value for key, value in os.environ.items()
-            if not key.startswith(('TRYTOND_', 'DB_', 'COVERAGE_'))}
+            if not key.startswith(('TRYTOND_', 'DB_', 'COVERAGE_'))
+            # Each program would compile the module again
+            and key != 'PYTHONDONTWRITEBYTECODE'}
         environ.update(
             PATH=os.pathsep.join([str(bin_), os.environ['PATH']]),
             TRYTOND_DATABASE__URI=uri,
