@@ -7,7 +7,7 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction
 from trytond.wizard import Wizard
 
-from .exceptions import EmailQueueError
+from .exceptions import ReadonlyError
 
 GROUP = 'email_queue.group_email_queue'
 
@@ -52,8 +52,7 @@ class QueueWizard(Wizard):
 def check_writable():
     """Check that the transaction can write.
 
-    :raises EmailQueueError: it is readonly. The transaction of an RPC method
-        is, unless its ``RPC`` says otherwise.
+    :raises ReadonlyError: the transaction is readonly.
     """
     if Transaction().readonly:
-        raise EmailQueueError(gettext('email_queue.msg_readonly'))
+        raise ReadonlyError(gettext('email_queue.msg_readonly'))

@@ -13,7 +13,7 @@ from trytond.wizard import (
 
 from .access import QueueWizard, check_writable
 from .address import Invalid, addresses, on_the_wire
-from .exceptions import EmailQueueError, MessageError, changed, not_an_address
+from .exceptions import ArgumentError, MessageError, changed, not_an_address
 from .mime import describe, header_fields, prepare
 from .recipients import address_of, split_lines
 from .tools import utc_now
@@ -154,7 +154,7 @@ class SendTo(QueueWizard):
     def do_send(self, action):
         email = self._email
         if not email:
-            raise EmailQueueError(gettext('email_queue.msg_again_none'))
+            raise _not_chosen('active_id')
         again = email.__class__.queue_to(
             email, self.start.refused, self.start.address)
         action['views'].reverse()
@@ -202,10 +202,16 @@ class ArchivedAgain(Wizard):
         context = Transaction().context
         ids = context.get('active_ids')
         if context.get('active_model') != Email.__name__ or not ids:
-            raise EmailQueueError(gettext('email_queue.msg_again_none'))
+            raise _not_chosen('active_ids')
         Email.queue_again(Email.browse(ids))
         return 'end'
 
 
 class ArchivedAgainStart(ModelView):
     __name__ = 'ir.email.send_again.start'
+
+
+def _not_chosen(argument):
+    "Return the error about a wizard that is started without an email"
+    return ArgumentError(
+        gettext('email_queue.msg_again_none'), argument, '')

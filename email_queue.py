@@ -798,9 +798,9 @@ class EmailQueue(
         :return: a list with the one new record, or with the one that has the
             key.
         :raises ArgumentError: one of the arguments cannot be queued.
-        :raises EmailQueueError: the configuration makes no sense, or the
-            transaction is readonly. Nothing is queued then and the transaction
-            remains usable.
+        :raises SettingError: the configuration makes no sense.
+        :raises ReadonlyError: the transaction is readonly. After any of these
+            errors nothing is queued, and the transaction remains usable.
         """
         check_writable()
         values = cls._checked_values(

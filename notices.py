@@ -121,7 +121,7 @@ class Notices:
         :param data: the bytes of the notice, whatever they are.
         :return: a :class:`Received`, None where it is no notice.
         :raises BusyError: a sender holds one of the emails at this moment.
-        :raises EmailQueueError: the transaction is readonly.
+        :raises ReadonlyError: the transaction is readonly.
         """
         check_writable()
         notice = bounce.read(data)

@@ -11,7 +11,7 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction
 
 from . import preview
-from .exceptions import EmailQueueError
+from .exceptions import VALUE_LENGTH, ArgumentError
 from .recipients import (
     address_of, remaining, split_addresses, split_lines, told)
 
@@ -145,10 +145,12 @@ class Attachment(_Part):
 
     @classmethod
     def read(cls, ids, fields_names):
-        # A client opens one, and asks for the sizes of the others
+        # A client opens one attachment, and asks for the sizes of the others
         if ('data' in fields_names and len(ids) > 1
                 and Transaction().check_access and not cls._only_size()):
-            raise EmailQueueError(gettext('email_queue.msg_one_attachment'))
+            raise ArgumentError(
+                gettext('email_queue.msg_one_attachment'), 'ids',
+                str(ids)[:VALUE_LENGTH])
         return super().read(ids, fields_names)
 
     @classmethod

@@ -22,7 +22,7 @@ from trytond import backend
 from trytond.i18n import gettext
 from trytond.transaction import Transaction
 
-from .exceptions import EmailQueueError
+from .exceptions import PoolerError
 from .tools import utc_now
 
 __all__ = ['BEAT_SECONDS', 'slot_for', 'slot_numbers']
@@ -231,7 +231,7 @@ class LockSlot(Slot):
     def take(self, numbers):
         """Take one of the slots and return whether one was free.
 
-        :raises EmailQueueError: the connection has no session of its own.
+        :raises PoolerError: the connection has no session of its own.
         """
         self._begin_session()
         self.number = next(filter(self._lock, numbers), None)
@@ -394,7 +394,7 @@ class LockSlot(Slot):
     def check_session(self):
         """Check that the session still is the sender's own.
 
-        :raises EmailQueueError: it is another one.
+        :raises PoolerError: it is another one.
         """
         if self._session:
             (mine,), = self.execute(Select([self._in_session()])).fetchall()
@@ -473,7 +473,7 @@ class TouchedSlot(Slot):
 
 
 def _no_session():
-    return EmailQueueError(
+    return PoolerError(
         gettext('email_queue.msg_no_session'),
         gettext('email_queue.msg_no_session_description'))
 

@@ -149,13 +149,20 @@ class BulkTestCase(QueueTestCase):
 
     def test_mistake(self):
         "Test the error of a wrong call names the index, too"
-        for wrong in [
-                (FROM,), 5, (FROM, 'jane@example.com', MESSAGE, {}, {}),
-                (FROM, 'jane@example.com', MESSAGE, {'colour': 'red'}),
-                (FROM, 'jane@example.com', MESSAGE, 5),
+        jane = FROM, 'jane@example.com', MESSAGE
+        for wrong, words in [
+                ((FROM,), "is no tuple"),
+                (5, "is no tuple"),
+                ((*jane, {}, {}), "is no tuple"),
+                ((*jane, 5), "is no tuple"),
+                ((*jane, {'colour': 'red'}), "has the unknown .* 'colour'"),
+                ((*jane, {'clock': None}), "has the unknown keyword 'clock'"),
+                ((*jane, {'msg': b''}), "has the unknown keyword 'msg'"),
+                ((*jane, {5: 5}), "has the unknown keyword 5"),
                 ]:
             with self.subTest(wrong=wrong), self.transaction():
-                with self.assertRaisesRegex(TypeError, r'mails\[7\]'):
+                with self.assertRaisesRegex(
+                        TypeError, rf'^queue_mails: mails\[7\] {words}'):
                     Pool().get('email.queue').queue_mails(
                         [*mails(7), wrong])
         self.assertEqual(self.rows('id'), [])

@@ -190,7 +190,7 @@ class OpeningTestCase(unittest.TestCase):
                     HostileServer([GREETING], answer) as server:
                 given = smtplib.SMTP('127.0.0.1', server.port, timeout=10)
                 outcome = smtp.Client(
-                    f'smtp://127.0.0.1:{server.port}', server=given,
+                    f'smtp://127.0.0.1:{server.port}', smtp=given,
                     timeout=TIMEOUT).deliver(MAIL)
                 self.assertIn(outcome.trouble.words, {
                         "an answer without end", "timed out"})

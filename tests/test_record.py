@@ -25,7 +25,7 @@ from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
 from .. import recorder, run, sender, slot, smtp, store
-from ..exceptions import EmailQueueError
+from ..exceptions import EmailQueueError, RecordError
 from .partition import Wire
 from .postgresql import bin_directory
 from .processes import ProcessTestCase, Senders
@@ -334,7 +334,7 @@ class RecordErrorTestCase(RecordTestCase):
         with patch.object(recorder, 'GIVE_UP_SECONDS', .2), \
                 patch.object(recorder, 'RETRY_SECONDS', .1), \
                 configured(**options), \
-                self.assertRaisesRegex(EmailQueueError, "trouble"):
+                self.assertRaisesRegex(RecordError, "trouble"):
             self.trouble(code)
             with patch.object(store.Store, 'put_back', self.put_back):
                 self.send_all()

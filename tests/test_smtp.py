@@ -870,7 +870,7 @@ class TransactionTestCase(ServerTestCase):
                     connected.sock.setsockopt(
                         socket.SOL_SOCKET, option, size)
                 client = self.client(
-                    server.uri, server=connected, max_recipients=1500)
+                    server.uri, smtp=connected, max_recipients=1500)
                 self.assertAccepted(client.deliver(mail(names)), names)
                 client.close()
                 self.assertArrived(server, 1, names)
@@ -1073,7 +1073,7 @@ class SessionOpeningTestCase(ServerTestCase):
         server = self.serve()
         connected = smtp.get_smtp_server(server.uri, strict=True)
         self.addCleanup(connected.close)
-        client = self.client(server.uri, server=connected)
+        client = self.client(server.uri, smtp=connected)
         self.assertAccepted(client.deliver(mail()))
         self.assertEqual(server.sessions, 1)
         client.drop()
@@ -1085,7 +1085,7 @@ class SessionOpeningTestCase(ServerTestCase):
         connected = smtp.get_smtp_server(server.uri, strict=True)
         connected.ehlo()
         connected.quit()
-        client = self.client(server.uri, server=connected)
+        client = self.client(server.uri, smtp=connected)
         self.assertAccepted(client.deliver(mail()))
 
     def test_timeout_of_the_uri(self):
@@ -1127,7 +1127,7 @@ class SessionOpeningTestCase(ServerTestCase):
         connected = smtp.get_smtp_server(server.uri, strict=True)
         connected.ehlo()
         connected.sock.shutdown(socket.SHUT_WR)
-        client = self.client(server.uri, server=connected)
+        client = self.client(server.uri, smtp=connected)
         self.assertAccepted(client.deliver(mail()))
         self.assertEqual(server.sessions, 2)
 
