@@ -388,7 +388,7 @@ class ButtonTestCase(RPCTestCase):
         "Test a sender wins that claims in the moment of the press"
         id_ = self.queue()
         EmailQueue = Pool(DB_NAME).get('email.queue')
-        hold = EmailQueue._hold
+        hold = EmailQueue._keep_from_senders
 
         def claimed(*args):
             claim = threading.Thread(
@@ -398,7 +398,8 @@ class ButtonTestCase(RPCTestCase):
             patcher.stop()
             return hold(*args)
 
-        patcher = patch.object(EmailQueue, '_hold', claimed)
+        patcher = patch.object(
+            EmailQueue, '_keep_from_senders', claimed)
         patcher.start()
         with self.assertRaises(RPCError) as cm:
             self.postmaster.queue('cancel', [id_])
