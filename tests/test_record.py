@@ -529,7 +529,7 @@ class RecordSessionTestCase(QueueTestCase):
     server_options = {'delay': .02}
 
     def test_settings(self):
-        names = {n for n in slot.SESSION if 'tcp' not in n}
+        names = {n for n in slot.SETTINGS if 'tcp' not in n}
         with Transaction().start(DB_NAME, 0, timeout=7) as transaction:
             before = self.settings(transaction, names)
         with Transaction().start(DB_NAME, 0):
