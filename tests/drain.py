@@ -20,7 +20,7 @@ from trytond.transaction import Transaction
 
 from .. import run, sender, slot, store
 
-# A connection that must not be closed when a sender dies
+# An email to this address kills the process of its sender
 KILLER = 'killer@example.com'
 
 

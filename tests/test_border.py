@@ -17,7 +17,7 @@ from .jsonrpc import PASSWORD, RPCError, RPCTestCase, Session
 
 MODULE = 'trytond.modules.email_queue.'
 REFUSED = {'UserError', 'FORBIDDEN', 'NOT_FOUND', 'UNPROCESSABLE_ENTITY'}
-# Methods that every model has for clients
+# Methods that tell a client nothing about any email
 HARMLESS = {
     'autocomplete', 'default_get', 'fields_get', 'fields_view_get',
     'history_revisions', 'on_change', 'on_change_notify', 'on_change_with',

@@ -130,8 +130,8 @@ class ButtonRaceTestCase(ProcessTestCase):
                     self.assertEqual(email.state, 'outbox')
                     pid, = senders.start()
                     self.server.wait_until(lambda: self.state() == 'sending')
-                    # trytond repeats the request after the second error, not
-                    # after the first
+                    # trytond repeats a request after the second error, and the
+                    # repeated request gets the first error
                     with self.assertRaises((
                                 EmailQueueError,
                                 backend.DatabaseOperationalError)):
