@@ -201,7 +201,7 @@ def _encrypted(uri):
 
 def _token(Model, server):
     # A new token, because one from before says nothing about today's secret
-    oauth.forget(server)
+    oauth.drop_token(server)
     try:
         return Model.access_token(server)
     except LoginError as error:

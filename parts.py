@@ -13,7 +13,7 @@ from trytond.transaction import Transaction
 from . import preview
 from .exceptions import VALUE_LENGTH, ArgumentError
 from .recipients import (
-    address_of, remaining, split_addresses, split_lines, told)
+    address_of, remaining, split_addresses, split_lines, words_by_address)
 
 # Of an id those that tell one of an email: as a client of JavaScript has 53
 BITS = 20
@@ -112,8 +112,8 @@ def _recipients(row, bounced):
     "Return address, state and words of each recipient, trouble first"
     addresses = split_addresses(row['to_addrs'])
     waiting = {*remaining(row['to_addrs'], row['accepted'], row['refused'])}
-    words = told(row['error'], addresses)
-    refused = told(row['refused'], addresses)
+    words = words_by_address(row['error'], addresses)
+    refused = words_by_address(row['refused'], addresses)
     if len(addresses) == 1 and waiting and row['state'] != 'sent':
         words.setdefault(addresses[0], row['error'])
     of_waiting = {

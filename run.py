@@ -20,8 +20,8 @@ from .exceptions import (
     ClaimError, EmailQueueError, HoldError, NotSentError, RecordError,
     ServerError)
 from .handover import client_for, client_of, hand_over
-from .history import told
-from .known import accepted_since, login_of, recall, retain, suspected_alike
+from .history import with_events
+from .known import accepted_since, has_equal_suspect, login_of, recall, retain
 from .policy import Deadline, after, suspected
 from .recorder import Gate, NotRecorded, Recorder, insist
 from .sender import Sender, log_row
@@ -429,7 +429,7 @@ def _send(store, email, settings, smtp, caller):
         outcome = _send_row(store.Model, claimed, settings, smtp)
     row = _judged(store, claimed, outcome, settings)
     recorder = Recorder(store, Gate(1), settings, caller.touch)
-    recorder.add(told(claimed, row, outcome))
+    recorder.add(with_events(claimed, row, outcome))
     insist(recorder.finish)
     log_row(row)
     return row
@@ -443,7 +443,7 @@ def _judged(store, row, outcome, settings):
     known = recall(store)
     if row.suspect_since and accepted_since(store, known, row.suspect_since):
         return after(row, outcome, now, settings)
-    alone = not suspected_alike(store, known, row, outcome.refusal)
+    alone = not has_equal_suspect(store, known, row, outcome.refusal)
     return suspected(row, outcome, now, settings, alone)
 
 

@@ -17,8 +17,8 @@ import time
 from . import identity, shown
 from .dead import Addresses
 from .handover import client_for, hand_over
-from .history import told
-from .known import Known, accepted_since, login_of, suspected_alike
+from .history import with_events
+from .known import Known, accepted_since, has_equal_suspect, login_of
 from .policy import (
     ALIKE, ALIKE_AFTER_ACCEPTED, RECORD_SECONDS, Pace, Patience, Sessions,
     Suspects, Throttle, after, first_answer, suspected)
@@ -254,9 +254,9 @@ class Sender:
     def _is_servers_fault(self, row, refusal):
         "Return whether so many equal refusals show a fault of the server"
         if self.result.accepted:
-            return self._suspects.alike(refusal) >= ALIKE_AFTER_ACCEPTED
-        return (self._suspects.alike(refusal) >= ALIKE
-            or self._ask(suspected_alike, row, refusal))
+            return self._suspects.count(refusal) >= ALIKE_AFTER_ACCEPTED
+        return (self._suspects.count(refusal) >= ALIKE
+            or self._ask(has_equal_suspect, row, refusal))
 
     def _ask(self, question, *args):
         """Return the database's answer to a question about suspects.
@@ -297,7 +297,7 @@ class Sender:
             self.result.known = self.result.known._replace(accepted_at=now)
 
     def _record(self, before, row, outcome):
-        self._recorder.add(told(before, row, outcome))
+        self._recorder.add(with_events(before, row, outcome))
         if row.state == 'failed':
             self.result.failed.append(row.id)
         if outcome or row.state == 'failed':
@@ -311,7 +311,7 @@ class Sender:
             alone = len(pairs) == 1
             for row, outcome in pairs:
                 alone = alone and (result.accepted or not self._ask(
-                        suspected_alike, row, outcome.refusal))
+                        has_equal_suspect, row, outcome.refusal))
                 after_ = suspected(row, outcome, now, self._settings, alone)
                 self._record(row, after_, outcome)
             if not alone:

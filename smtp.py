@@ -27,7 +27,7 @@ from .exceptions import LoginError
 from .mime import needs_smtputf8
 from .replies import (
     LENGTH, LOGIN, MESSAGE, QUOTA, RATE, RECIPIENT, SERVER, SESSION, Reply,
-    alike, meaning, names_mailbox, too_many_recipients, verdict)
+    gist, meaning, names_mailbox, too_many_recipients, verdict)
 from .sasl import log_in, user_of
 from .words import with_domains
 
@@ -187,7 +187,7 @@ class Outcome:
             self.reasons.update(dict.fromkeys(addresses, reason))
             words = f'{reason} {words}'
         if not (self.accepted or reply and names_mailbox(step, reply)):
-            self.refusal = f'{step} {alike(words)}'
+            self.refusal = f'{step} {gist(words)}'
 
 
 class _Lost(Exception):

@@ -88,7 +88,7 @@ class Row(NamedTuple):
     dead: tuple = ()
 
     @property
-    def gist(self):
+    def statement_key(self):
         """What is recorded of a sent row, None for a row in another state.
 
         Rows with equal values share one statement.
@@ -412,7 +412,7 @@ class Store:
                     & (t.server == self.server),
                     limit=1)).fetchone())
 
-    def suspected_alike(self, row, refusal):
+    def equal_suspect_since(self, row, refusal):
         "Return since when another email with an equal refusal is a suspect"
         t = self.Model.__table__()
         since, = self.execute(t.select(
@@ -472,7 +472,7 @@ class Store:
             return count
 
     def _record_group(self, rows):
-        "Record rows of one gist by one statement, and return their number"
+        "Record rows with one key by one statement, and return their number"
         names, values = OUTCOME_COLUMNS, _outcome_values(rows[0])
         if rows[0].loses_message:
             names += ('msg', 'file_id')
@@ -596,11 +596,11 @@ class Store:
 
 def _grouped(rows):
     "Return lists of rows that one statement records, and the other rows"
-    by_gist = collections.defaultdict(list)
+    by_key = collections.defaultdict(list)
     for row in rows:
-        by_gist[row.gist or row.id].append(row)
+        by_key[row.statement_key or row.id].append(row)
     groups, each = [], []
-    for group in by_gist.values():
+    for group in by_key.values():
         if len(group) > 1 or group[0].loses_message:
             groups.append(group)
         else:

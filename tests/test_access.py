@@ -394,7 +394,7 @@ class ButtonTestCase(RPCTestCase):
         """
         id_ = self.queue()
         EmailQueue = Pool(DB_NAME).get('email.queue')
-        hold = EmailQueue._hold
+        hold = EmailQueue._keep_from_senders
 
         def claimed(*args):
             claim = threading.Thread(
@@ -404,7 +404,8 @@ class ButtonTestCase(RPCTestCase):
             patcher.stop()
             return hold(*args)
 
-        patcher = patch.object(EmailQueue, '_hold', claimed)
+        patcher = patch.object(
+            EmailQueue, '_keep_from_senders', claimed)
         patcher.start()
         with self.assertRaises(RPCError) as cm:
             self.postmaster.queue('cancel', [id_])

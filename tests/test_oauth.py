@@ -879,7 +879,7 @@ class SaslTestCase(unittest.TestCase):
                 ("invalid_client: AADSTS7000215: Invalid Trace ID: 1a-2",
                     "invalid_client: AADSTS7000215: Invalid Trace ID:"),
                 ("AADSTS at 10:15", "AADSTS at")]:
-            self.assertEqual(smtp.alike(words), expected)
+            self.assertEqual(smtp.gist(words), expected)
 
 
 del QueueTestCase, ProcessTestCase, OAuthTestCase, OAuthKeyTestCase

@@ -492,8 +492,8 @@ class SuspectsTestCase(unittest.TestCase):
         for n in range(5):
             outcome = refusal(f"554 5.7.1 <{n}@example.com>: denied, id {n}Q")
             suspects.settle(n, outcome)
-            self.assertEqual(suspects.alike(outcome.refusal), n + 1)
-        self.assertEqual(suspects.alike(refusal("554 no").refusal), 0)
+            self.assertEqual(suspects.count(outcome.refusal), n + 1)
+        self.assertEqual(suspects.count(refusal("554 no").refusal), 0)
         self.assertEqual(len(suspects.release()), 1)
         self.assertEqual(suspects.release(), [])
 

@@ -16,7 +16,7 @@ from unittest.mock import patch
 from trytond.modules.email_queue import smtp
 from trytond.modules.email_queue.replies import (
     LOGIN, MAILBOX, MESSAGE, QUOTA, RATE, RECIPIENT, RECIPIENTS, SERVER,
-    SESSION, WORDS, Reply, alike, meaning, verdict)
+    SESSION, WORDS, Reply, gist, meaning, verdict)
 from trytond.modules.email_queue.smtp import Client, Mail, Outcome, server_name
 
 from .smtpd import Server, make_certificates
@@ -1511,7 +1511,7 @@ class VerdictTestCase(unittest.TestCase):
                 ('timed out', 'timed out'),
                 ]:
             with self.subTest(one):
-                self.assertEqual(alike(one), alike(other))
+                self.assertEqual(gist(one), gist(other))
         for one, other in [
                 ('554 5.7.1 denied', '550 5.7.1 denied'),
                 ('554 5.7.1 denied', '554 5.7.2 denied'),
@@ -1519,12 +1519,12 @@ class VerdictTestCase(unittest.TestCase):
                 ('554 5.7.1 denied', '554 denied'),
                 ]:
             with self.subTest(one):
-                self.assertNotEqual(alike(one), alike(other))
+                self.assertNotEqual(gist(one), gist(other))
         self.assertEqual(
-            alike('554 5.7.1 <a@example.com>: no mail for you, see #123'),
+            gist('554 5.7.1 <a@example.com>: no mail for you, see #123'),
             '554 5.7.1 no mail for you, see')
-        self.assertEqual(alike(''), '')
-        self.assertEqual(alike('421'), '421')
+        self.assertEqual(gist(''), '')
+        self.assertEqual(gist('421'), '421')
 
     def test_server_name(self):
         for uri, expected in [
