@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"Messages of others, and what must be the same after they were queued."
+"""Messages of others, and what must be the same after they were queued."""
 import importlib.util
 from email import message_from_bytes
 from email.policy import compat32, default

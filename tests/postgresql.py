@@ -55,8 +55,7 @@ class PostgreSQL:
     """A server with a new data directory, until the end of the with block.
 
     :param durable: whether a commit must survive a power failure, as the
-    benchmarks need it. Otherwise it survives a crash of the server only.
-
+        benchmarks need it. Otherwise it survives a crash of the server only.
     :param settings: further settings of postgresql.conf.
     """
 
@@ -128,8 +127,8 @@ class PostgreSQL:
     def stop(self, mode='fast'):
         """Stop the server.
 
-        :param mode: "smart" waits for the clients to leave, "fast"
-            disconnects them, "immediate" is a crash
+        :param mode: "smart" waits for the clients to leave, "fast" disconnects
+            them, "immediate" is a crash
         """
         self._run(
             'pg_ctl', '--pgdata', self.data, '--mode', mode, '--wait', 'stop')

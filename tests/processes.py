@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"What tests with senders in processes of their own have in common."
+"""What tests with senders in processes of their own have in common."""
 import datetime as dt
 import os
 import sqlite3
@@ -28,7 +28,6 @@ class Senders:
     """A program that forks senders.
 
     :param busy: how many seconds the senders wait for a locked database.
-
     :param options: the options of the section email_queue.
     """
 

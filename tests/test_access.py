@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"Who may do what over JSON-RPC, as clients do it, and over REST."
+"""Who may do what over JSON-RPC, as clients do it, and over REST."""
 import datetime as dt
 import json
 import threading

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"Sending once more: Send Again, Send to…, Retry, Send Now, and own emails."
+"""Sending once more: Send Again, Send to…, Retry, Send Now, and own emails."""
 import datetime as dt
 import email as email_
 import unittest

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"Who may press what, whatever a client puts into its calls."
+"""Who may press what, whatever a client puts into its calls."""
 import unittest
 
 from werkzeug.test import Client

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"How other modules see the buttons, and how buttons and senders compete."
+"""How other modules see the buttons, and how buttons and senders compete."""
 from unittest.mock import patch
 
 from trytond import backend

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"The check of a server names the step that is bad, and sends nothing."
+"""The check of a server names the step that is bad, and sends nothing."""
 import os
 import shutil
 import subprocess

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"What a client asks for and gets when the queue is opened in it."
+"""What a client asks for and gets when the queue is opened in it."""
 import datetime as dt
 import json
 import logging

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"The emails of Tryton's own modules, captured, while a server is dead."
+"""The emails of Tryton's own modules, captured, while a server is dead."""
 import datetime as dt
 import email
 import unittest

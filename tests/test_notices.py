@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"What a notice of non-delivery changes, and what it does not change."
+"""What a notice of non-delivery changes, and what it does not change."""
 import datetime as dt
 import json
 import subprocess

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"Which users are notified that emails have failed."
+"""Which users are notified that emails have failed."""
 import json
 from unittest.mock import patch
 

@@ -1,6 +1,7 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"Whatever is accepted arrives as it was given; everything else has no effect."
+"""Whatever is accepted arrives as it was given; everything else has no effect.
+"""
 import email
 import re
 import string

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"The way from queue_mail to the bytes at a real server."
+"""The way from queue_mail to the bytes at a real server."""
 import copy
 import datetime as dt
 import email

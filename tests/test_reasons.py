@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"The texts of older versions, which are reasons now."
+"""The texts of older versions, which are reasons now."""
 import datetime as dt
 import unittest
 

@@ -271,8 +271,8 @@ class RecordErrorTestCase(RecordTestCase):
     def setUp(self):
         super().setUp()
         with self.connection() as cursor:
-            # Not a trigger of the table, because this test would then have to
-            # wait
+            # The trigger reads another table, because to begin or end the
+            # trouble in the queue's own table would have to wait
             cursor.execute("""
                 CREATE TABLE record_trouble (code TEXT);
                 CREATE FUNCTION record_trouble() RETURNS trigger

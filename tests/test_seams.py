@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"Which hook is called when, for modules that extend the queue."
+"""Which hook is called when, for modules that extend the queue."""
 from unittest.mock import patch
 
 from trytond.pool import Pool
@@ -152,7 +152,7 @@ class HooksTestCase(QueueTestCase):
         self.assertEqual(self.calls(), [('run_finished', [id_])])
 
     def test_copy(self):
-        "Test that no hook is called for what is cancelled in a copy"
+        "Test that no hook is called for emails that are cancelled in a copy"
         self.queue()
         self.calls()
         with self.transaction():
@@ -162,7 +162,7 @@ class HooksTestCase(QueueTestCase):
 
 
 class Transport:
-    "Another transport, with no more than must be there"
+    "Another transport, with only the methods that it must have"
 
     def __init__(self, called):
         self.called = called
@@ -188,7 +188,7 @@ class OtherClientTestCase(QueueTestCase):
             Pool(DB_NAME).get('email.queue'), 'get_client', function)
 
     def test_transport(self):
-        "Test it gets each email as a run and as send hands it over"
+        "Test a run and send hand each email to another transport"
         called, asked = [], []
 
         def get_client(server, settings):
@@ -216,7 +216,7 @@ class OtherClientTestCase(QueueTestCase):
             email.send()
 
     def test_none(self):
-        "Test the emails stay where there is no client"
+        "Test the emails stay in the outbox if there is no client"
         self.queue()
 
         def get_client(server, settings):
