@@ -1,7 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """When old emails, their messages and everything about an address go."""
-"""
 import base64
 import datetime as dt
 import json

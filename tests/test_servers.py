@@ -1,7 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """Several servers: which one sends an email, and who waits for which one."""
-"""
 import datetime as dt
 import json
 import os
