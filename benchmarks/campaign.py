@@ -53,7 +53,7 @@ def main(database, count, size, way):
     if way == 'captured':
         sendmail.capture()
     message, function = template(int(size)), globals()[way]
-    # What a process does once
+    # What each process does once
     with Transaction().start(database, 0) as transaction:
         function([parsed(message, 0)])
         transaction.rollback()
@@ -61,7 +61,7 @@ def main(database, count, size, way):
     if way == 'generated':
         messages = (numbered(message, i) for i in numbers)
     else:
-        # To make them is the caller's work
+        # Making the messages is the caller's work
         messages = [parsed(message, i) for i in numbers]
     print('ready', flush=True)
     sys.stdin.readline()

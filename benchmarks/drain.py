@@ -56,7 +56,8 @@ def tasks(database, count=20):
 
 def peak():
     "Return the largest number of bytes that the process has had in memory"
-    # Unlike ru_maxrss it begins at this program, not at the one before exec
+    # Unlike ru_maxrss this number begins at this program, not at the program
+    # before exec
     status = Path('/proc/self/status').read_text()
     return int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]) * 1024
 

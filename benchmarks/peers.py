@@ -26,7 +26,7 @@ from django.db import transaction
 from messages import FROM_ADDR, TO_ADDR, numbered, template
 
 CONNECTIONS = 4
-# What each way has in its database, and how the sent ones are counted there
+# The tables of each way, and how its sent emails are counted
 APPS = {
     'queue': ['post_office'],
     'post_office': ['post_office'],
@@ -59,7 +59,7 @@ def configure(uri, port, count, apps):
         DEFAULT_AUTO_FIELD='django.db.models.AutoField',
         USE_TZ=True)
     django.setup()
-    # They log each email
+    # Both log each email
     logging.disable(logging.WARNING)
     call_command('migrate', verbosity=0)
 
@@ -79,7 +79,7 @@ def emails(size, count):
 def queue(size, count):
     from post_office import mail
 
-    # What has to be parsed here is not theirs
+    # The time for parsing the message here does not count
     arguments = list(emails(size, count))
 
     def work():

@@ -35,7 +35,7 @@ def queue(message):
 
 
 def create(message):
-    # A record of two texts and a reference whose creation triggers nothing
+    # A record with two texts and a reference, whose creation triggers nothing
     Pool().get('ir.error').create([{
                 'origin': 'ir.cron,1',
                 'message': "The server is in trouble",
@@ -67,7 +67,7 @@ def captured(messages):
         [(FROM_ADDR, [TO_ADDR], message) for message in messages])
 
 
-# How many emails their transactions queue: as in bench.py
+# How many emails each of their transactions queues, as in bench.py
 MANY = 4000
 MANY_KINDS = {singly, together, ready, captured}
 

@@ -40,7 +40,7 @@ tools.activate_modules = activate_all_by_client
 
 
 def pytest_collection_modifyitems(config, items):
-    "Leave out what trytond tests of any module, without an email"
+    "Leave out the tests that trytond has for every module"
     Any = test_tryton.ModuleTestCase
     general = {name for name in dir(Any) if name.startswith('test')}
     left_out = [
