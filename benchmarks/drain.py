@@ -10,8 +10,8 @@ The program prints "ready", waits for a line, and prints its results as JSON:
 when it started and ended, when how many emails had been recorded, its peak of
 memory, and the seconds of each task of a worker.
 It sends once before it is ready, so that its caches are as full as those of a
-process that runs for some time. So the queue must be empty at the start, except
-for the scheduler.
+process that runs for some time. So the queue must be empty at the start,
+except for the scheduler.
 """
 import json
 import re

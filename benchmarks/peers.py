@@ -6,8 +6,8 @@
     peers.py URI PORT COUNT SIZE WAY
 
 URI is the URI of an empty database, PORT the port of the SMTP server. The
-program prints "ready", waits for a line, and prints as JSON when it started and
-ended. WAY is what it does:
+program prints "ready", waits for a line, and prints as JSON when it started
+and ended. WAY is what it does:
 
 queue        queues COUNT emails by post_office's send_many, in a transaction
 post_office  sends COUNT queued emails by post_office, over four connections

@@ -5,8 +5,8 @@
 
     queueing.py DATABASE COUNT SIZE KIND...
 
-The program prints the seconds of each transaction as JSON. These kinds have one
-email or record:
+The program prints the seconds of each transaction as JSON. These kinds have
+one email or record:
 
 queue   queues an email of SIZE bytes
 create  creates one small record by the ORM

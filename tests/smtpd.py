@@ -28,8 +28,8 @@ ACTION is ``(CODE|FAULT)[xTIMES][-ENHANCED][-words][-FLAG][.anything]``:
   although its dot gets no 2xx.
 
 ``script`` takes the same actions for every step, also greeting, ehlo, helo,
-starttls, auth, rset, noop and quit, and counts before any address. Its text may
-be the reply itself: ``{'rcpt': '554 5.7.1 Relay access denied'}``.
+starttls, auth, rset, noop and quit, and counts before any address. Its text
+may be the reply itself: ``{'rcpt': '554 5.7.1 Relay access denied'}``.
 """
 import argparse
 import ast
