@@ -5,12 +5,13 @@
 
     campaign.py DATABASE COUNT SIZE WAY
 
-It says "ready", waits for a line, and prints as JSON the seconds of processor
-that it took, without PostgreSQL's, and its peak of memory in bytes:
+The program prints "ready", waits for a line, and prints as JSON the seconds of
+processor that it took, without those of PostgreSQL, and its peak of memory in
+bytes. WAY is how it queues the emails:
 
 generated  by queue_mails, from a generator
 captured   by trytond.sendmail, with capture
-singly     by queue_mail, one after another
+singly     by queue_mail, one email after another
 """
 import json
 import sys

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Let a queue of Django's world do the same, in an environment of its own.
+"""Let one of Django's queues do the same, in an environment of its own.
 
     peers.py URI PORT COUNT SIZE WAY
 
-URI is that of an empty database, PORT that of the SMTP server. It says
-"ready", waits for a line, and prints when it started and ended as JSON:
+URI is the URI of an empty database, PORT the port of the SMTP server. The
+program prints "ready", waits for a line, and prints as JSON when it started
+and ended. WAY is what it does:
 
 queue        queues COUNT emails by post_office's send_many, in a transaction
-post_office  sends COUNT queued ones by post_office, over four connections
-mailer       sends them by django-mailer, which has one connection
+post_office  sends COUNT queued emails by post_office, over four connections
+mailer       sends COUNT queued emails by django-mailer, over its connection
 """
 import json
 import logging

@@ -5,8 +5,8 @@
 
     proxy.py PORT SERVER-PORT SECONDS
 
-Each way takes SECONDS, however much is under way at the same time. Connecting
-itself takes no longer than without.
+Data takes SECONDS in each direction, however much is under way at the same
+time. Connecting takes no longer than without the proxy.
 """
 import collections
 import select

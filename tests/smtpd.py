@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""A real SMTP server for tests: the answer is in the name of the address.
+"""A real SMTP server for tests: the address says what the server answers.
 
-A local part ``STEP-ACTION`` tells what the server does at that step of the
-transaction, anything else is accepted::
+A local part ``STEP-ACTION`` says what the server does at this step of the SMTP
+transaction; any other address is accepted::
 
     rcpt-550@example.com                    550 to this RCPT
     rcpt-550-5.2.2-mailbox-full.7@...       "550 5.2.2 mailbox full", the 7th
@@ -11,9 +11,10 @@ transaction, anything else is accepted::
     data-close@...                          closes instead of answering DATA
     rcpt-451x1+dot-554@...                  several steps in one name
 
-STEP is ``mail`` (of the sender only), ``rcpt``, ``data``, ``body`` (in the
-middle of the data; then the connection is reset) or ``dot``. The sender's name
-counts first, except that a recipient's own name decides about its RCPT.
+STEP is ``mail`` (in the sender's address only), ``rcpt``, ``data``, ``body``
+(in the middle of the data; then the connection is reset) or ``dot``. The
+sender's address counts first, but the RCPT of a recipient is decided by the
+recipient's own address.
 
 ACTION is ``(CODE|FAULT)[xTIMES][-ENHANCED][-words][-FLAG][.anything]``:
 
@@ -22,13 +23,13 @@ ACTION is ``(CODE|FAULT)[xTIMES][-ENHANCED][-words][-FLAG][.anything]``:
   or the server goes, ``trickle`` and ``split`` (the good reply byte by byte,
   or in two segments), ``cut`` (half of it, then closed), ``endless`` and
   ``multi-endless`` (a line, or lines, without end), ``garbage``;
-- TIMES: only the first so many times that the server sees step and address;
+- TIMES: only the first TIMES that the server sees this step and address;
 - FLAG: ``close`` or ``reset`` after the reply; ``taken``: the mail is taken
-  though its dot gets no 2xx.
+  although its dot gets no 2xx.
 
-``script`` takes the same actions, before any name, for every step, also
-greeting, ehlo, helo, starttls, auth, rset, noop and quit. There the text may
-stand as it is: ``{'rcpt': '554 5.7.1 Relay access denied'}``.
+``script`` takes the same actions for every step, also greeting, ehlo, helo,
+starttls, auth, rset, noop and quit, and counts before any address. Its text
+may be the reply itself: ``{'rcpt': '554 5.7.1 Relay access denied'}``.
 """
 import argparse
 import ast
@@ -404,9 +405,7 @@ class Session(Connection):
             self.violation("input after what must be the last of a group")
 
     def check_data(self, data):
-        """Note what is wrong with the data, and refuse it where it has to be
-        refused
-        """
+        "Note what is wrong with the data, and refuse what has to be refused"
         server = self.server
         lines = data.count(b'\r\n')
         bare_lf, bare_cr = data.count(b'\n') - lines, data.count(b'\r') - lines
@@ -614,9 +613,7 @@ class Session(Connection):
             match['token'])
 
     async def refuse_bearer(self, mechanism):
-        """Say why the token is refused, and wait for the last line of the
-        client
-        """
+        "Say why the token is refused, and wait for the client's last line"
         prompt = '{"status":"invalid_token"}'
         await self.put(wire(334, base64.b64encode(prompt.encode()).decode()))
         response = (await self.line()).strip()
@@ -905,9 +902,7 @@ class Server:
         return list(self.received)
 
     def wait_until(self, condition, timeout=10, what="such state"):
-        """Wait until condition() holds, which is asked whenever something
-        happens
-        """
+        "Wait until condition() holds; it is asked whenever something happens"
         with self._changed:
             if not self._changed.wait_for(condition, timeout):
                 raise TimeoutError(
@@ -928,7 +923,7 @@ class Server:
             if value is not None and value is not False}
 
     def action(self, session, step, addresses):
-        """Return the action that the script, or else the addresses, want at a
+        """Return the action that the script, or else an address, wants at a
         step
         """
         action = self._scripted(session, step)
