@@ -334,14 +334,14 @@ class EmailQueue(
     sent_or_due = fields.Function(
         fields.Timestamp(
             "Sent or Due",
-            help="When the email was sent, or when it goes next."),
+            help="When the email was sent, or when it is due."),
         'get_sent_or_due', searcher='search_sent_or_due')
     notice = fields.Function(
         fields.Char("Notice",
             states={
                 'invisible': ~Eval('notice'),
                 },
-            help="Why nothing is sent, or nothing to its recipients, "
+            help="Why nothing is sent, or why emails go to another address, "
             "and since when the server takes no emails."),
         'get_notice')
 
