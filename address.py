@@ -192,6 +192,8 @@ def on_the_wire(address):
     The domain is encoded by IDNA 2008, because Python's own codec is IDNA
     2003, which makes strasse of straße.
     """
+    if address.isascii():
+        return address
     local, at, domain = address.rpartition('@')
     try:
         return f'{local}{at}{_ascii_domain(domain)}'

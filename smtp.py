@@ -6,6 +6,7 @@ Knows no database, no pool and no words of servers, which are in replies.py.
 What becomes of a message is an :class:`Outcome`; nothing else leaves this
 file.
 """
+import functools
 import logging
 import math
 import os
@@ -903,7 +904,7 @@ class _Session:
             code, more, text = match.groups()
             lines.append(text or b'')
             if more != b'-':
-                return Reply(int(code), _printable(b' '.join(lines)))
+                return _reply_of(code, b' '.join(lines))
         raise _Nonsense("an answer without end")
 
     def _line(self, deadline):
@@ -926,6 +927,16 @@ class _Session:
             self._received += received
         line, _, self._received = self._received.partition(b'\n')
         return line.rstrip(b'\r')
+
+
+@functools.lru_cache(maxsize=100)
+def _reply_of(code, text):
+    """Return the reply of a code and a text as bytes.
+
+    Cached, because a server says the same again and again, and each text is
+    searched for domains.
+    """
+    return Reply(int(code), _printable(text))
 
 
 def _queue_id_of(reply):
