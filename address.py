@@ -2,9 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 """What a caller gives → the envelope.
 
-Knows no database and no SMTP server. An own reader of addresses, because the
-one of the standard library raises RecursionError at "(((", while this reader
-takes linear time for any text.
+This file knows no database and no SMTP server. It reads addresses itself,
+because the reader of the standard library raises RecursionError at "(((". The
+reader here takes linear time for any text.
 """
 import re
 from email.errors import NonASCIILocalPartDefect, ObsoleteHeaderDefect
@@ -16,22 +16,22 @@ import idna
 from . import words
 
 NULL_SENDER = '<>'
-# A bound against nonsense only. RFC 5321 4.5.3.1.1 allows a local part of 64
-# bytes; addresses for replies and SRS have more, and the server may take them.
+# In bytes, a bound against nonsense only. RFC 5321 4.5.3.1.1 allows 64, but
+# addresses for replies and SRS have more, and the server may take them.
 LOCAL_PART_LENGTH = 500
 # RFC 5321 4.5.3.1.2
 DOMAIN_LENGTH = 255
-# RFC 5321 4.1.2, esmtp-param
+# An ESMTP parameter (RFC 5321 4.1.2, esmtp-param)
 _option = re.compile(r'[A-Za-z0-9][A-Za-z0-9-]*(=[!-<>-~]+)?')
-# Dots can be anywhere, unlike in RFC 5321, because such mailboxes exist
+# Dots can be anywhere, unlike in RFC 5321, because there are such mailboxes
 _dot_string = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\U0010ffff-]+")
 _quoted_string = re.compile(r'"(?:[^"\\\x00-\x1f\x7f]|\\[ -~])*"')
 _label = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?')
 _literal = re.compile(r'\[[A-Za-z0-9:.-]+\]')
 _control = re.compile(r'[\x00-\x1f\x7f]')
-# The list of addresses of RFC 5322 3.4, but without blanks in an address, so
-# that each address is found as it stands. A text can be matched in one way
-# only, so that matching takes linear time.
+# A list of addresses (RFC 5322 3.4), but without blanks in an address, so that
+# each address is found as it stands. There is only one way to match a text, so
+# that matching takes linear time.
 _quoted = r'"(?:[^"\\]|\\.)*"'
 _phrase = rf'(?:{_quoted}|[^"<>,:;@()\\])*'
 _atom = r'[^ "<>,:;@()\\[\]]+'
@@ -45,10 +45,11 @@ _comment_part = re.compile(r'\\.|[^\\"()]+|.')
 
 
 class Invalid(ValueError):
-    """An argument that cannot be queued, without words for users.
+    """An argument that cannot be queued.
 
-    Callers get an :class:`exceptions.ArgumentError` instead, whose words need
-    a database.
+    The error has no words for users, because their translations need a
+    database. Callers of the model get an :class:`exceptions.ArgumentError`
+    instead.
 
     ``argument`` is the name of the argument, ``value`` its wrong part as
     printable text, and ``reason`` the name of one of the module's messages.
@@ -64,9 +65,11 @@ class Invalid(ValueError):
 
 
 def envelope_from(from_addr):
-    """Return the bare address of the envelope's sender.
+    """Return the bare address of the envelope sender.
 
     ``<>`` is the null sender (RFC 5321 4.5.5).
+
+    :raises Invalid: there is no address, several, or one that is invalid.
     """
     if isinstance(from_addr, str) and from_addr.strip(' ') == NULL_SENDER:
         return NULL_SENDER
@@ -82,6 +85,8 @@ def envelope_to(to_addrs):
     """Return the list of the envelope's bare addresses, each once, in order.
 
     A string may hold several addresses, an item of an iterable just one.
+
+    :raises Invalid: there is no address, or one that is invalid.
     """
     if isinstance(to_addrs, str):
         found = addresses('to_addrs', to_addrs)
@@ -117,8 +122,10 @@ def _items(argument, values, reason):
 def addresses(argument, text):
     """Return the bare addresses of ``text`` (RFC 5322 3.4), in order.
 
-    The domain of each is as people write it, also where it was given as
-    *xn--…*: see :func:`on_the_wire`.
+    The domain of each is as people write it, even where ``text`` has it as
+    *xn--…*; :func:`on_the_wire` does the opposite.
+
+    :raises Invalid: ``text`` is not a list of valid addresses.
     """
     if not isinstance(text, str):
         raise Invalid(argument, text, 'msg_address_invalid')
@@ -150,7 +157,7 @@ def _parsed(argument, text):
 
 
 def _without_comments(argument, text):
-    "Return ``text`` with a blank for each comment, which can be nested"
+    "Return ``text`` with a blank in place of each comment; comments can nest"
     kept, depth, quoted = [], 0, False
     for part in _comment_part.findall(text):
         if part == '(' and not quoted:
@@ -187,10 +194,11 @@ def _checked(argument, address):
 
 
 def on_the_wire(address):
-    """Return an address with the domain that SMTP and headers need.
+    """Return an address with its domain as SMTP and headers need it.
 
     The domain is encoded by IDNA 2008, because Python's own codec is IDNA
-    2003, which makes strasse of straße.
+    2003, which makes strasse of straße. A domain that cannot be encoded stays
+    as it is.
     """
     if address.isascii():
         return address
@@ -207,8 +215,13 @@ def _ascii_domain(domain):
     return idna.encode(domain, uts46=True, transitional=False).decode('ascii')
 
 
-def options(argument, values):
-    "Return the list of ESMTP parameters (RFC 5321 4.1.2) of ``values``"
+def esmtp_options(argument, values):
+    """Return the list of ESMTP parameters (RFC 5321 4.1.2) in ``values``.
+
+    :param values: a text with blanks between parameters, or an iterable of
+        such texts.
+    :raises Invalid: a parameter has not the form of the RFC.
+    """
     if isinstance(values, str):
         values = [values]
     found = []
@@ -223,11 +236,13 @@ def options(argument, values):
 
 
 def envelope_sender(message):
-    """Return the sender that the headers of ``message`` name.
+    """Return the envelope sender that the header of ``message`` names.
 
-    As ``smtplib.SMTP.send_message``: the first address of *Sender*, or of
-    *From* without a *Sender*, or of their *Resent-* fields where the message
-    has a *Resent-Date* (RFC 5322 3.6.6).
+    It is the same as in ``smtplib.SMTP.send_message``: the first address of
+    *Sender*, or of *From* without a *Sender*, or of their *Resent-* fields
+    where the message has a *Resent-Date* (RFC 5322 3.6.6).
+
+    :raises Invalid: the header names none, or has invalid addresses.
     """
     prefix = _resent(message)
     for name in ['Sender', 'From']:
@@ -256,7 +271,7 @@ def _resent(message):
 
 
 def raw_values(message, name):
-    "Return the stored values of a field, because parsing them could fail"
+    "Return the values of a field unparsed, because parsing them could fail"
     return [
         value for key, value in message.raw_items()
         if str(key).lower() == name.lower()]
@@ -268,7 +283,7 @@ def _header_addresses(argument, message, name):
         try:
             text = _header_text(value)
         except Exception as error:
-            # Any object can be the value of a field
+            # Any object, which can raise anything, may be the value of a field
             raise Invalid(
                 'msg', f'{type(error).__name__}: {error}',
                 'msg_message_broken')
@@ -277,17 +292,17 @@ def _header_addresses(argument, message, name):
 
 
 def header_addresses(header):
-    """Return the list of addresses that an ``email.header.Header`` holds.
+    """Return the text of the addresses that an ``email.header.Header`` holds.
 
-    They are read from the encoded text, because a decoded name could contain a
-    comma, unless the addresses are encoded, too.
+    It is the encoded text, because a decoded name could contain a comma, or
+    the decoded text where the addresses themselves are encoded.
     """
     encoded = header.encode(linesep='\n')
     return encoded if '@' in encoded else str(header)
 
 
 def _header_text(value):
-    "Return the text of a field of addresses as it was before any decoding"
+    "Return the text of a field of addresses, undecoded"
     if isinstance(value, Header):
         return header_addresses(value)
     for defect in getattr(value, 'defects', ()):

@@ -2,6 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """How emails become rows: many in one statement, and each key only once."""
 import functools
+import inspect
 import operator
 import re
 from contextlib import contextmanager
@@ -59,8 +60,10 @@ class Bulk:
             of :meth:`queue_mail`, and a dictionary of its other arguments,
             which may be left out. A generator must not end the transaction.
         :return: the records, in the same order.
-        :raises ArgumentError: one of them cannot be queued, with its index.
-            Nothing is queued then and the transaction remains usable.
+        :raises ArgumentError: an email cannot be queued; ``index`` tells which
+            one. Nothing is queued then, and the transaction remains usable.
+        :raises TypeError: an item is no such tuple, or has an unknown keyword.
+        :raises SettingError, ReadonlyError: as of :meth:`queue_mail`.
         """
         check_writable()
         items = cls._bulk_items(mails)
@@ -79,10 +82,11 @@ class Bulk:
             try:
                 from_addr, to_addrs, msg, *others = mail
                 keywords, = others or [{}]
+                keywords = {**keywords}
             except (TypeError, ValueError) as error:
                 raise TypeError(
-                    f"mails[{index}] is no tuple of sender, recipients, "
-                    f"message and keywords: {error}") from error
+                    f"queue_mails: mails[{index}] is no tuple of sender, "
+                    f"recipients, message and keywords: {error}") from error
             try:
                 values = cls._checked_values(
                     from_addr, to_addrs, msg, clock=clock, **keywords)
@@ -91,10 +95,20 @@ class Bulk:
                     gettext('email_queue.msg_mails_item',
                         index=index, error=error.message),
                     error.argument, error.value, index) from error
-            except TypeError as error:
-                # An unknown keyword
-                raise TypeError(f"mails[{index}]: {error}") from error
+            except TypeError:
+                cls._check_keywords(index, keywords)
+                raise
             yield values, keywords.get('scheduled_at') is None
+
+    @classmethod
+    def _check_keywords(cls, index, keywords):
+        "Check that ``keywords`` are arguments of :meth:`queue_mail`"
+        _, _, _, *known = inspect.signature(cls.queue_mail).parameters
+        for name in keywords:
+            if name not in known:
+                raise TypeError(
+                    f"queue_mails: mails[{index}] has the unknown keyword "
+                    f"{name!r}") from None
 
     @classmethod
     def _create_items(cls, items):

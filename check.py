@@ -23,7 +23,7 @@ from trytond.wizard import Button, StateAction, StateTransition, StateView
 from . import behalf, oauth
 from .access import QueueWizard, looks_after_queue
 from .address import NULL_SENDER, Invalid, addresses, envelope_from
-from .exceptions import EmailQueueError, LoginError, SettingError
+from .exceptions import ArgumentError, LoginError, SettingError
 from .handover import client_of
 from .health import CRITICAL, OK
 from .mime import header_fields, prepare, value_of
@@ -201,7 +201,7 @@ def _encrypted(uri):
 
 def _token(Model, server):
     # A new token, because one from before says nothing about today's secret
-    oauth.forget(server)
+    oauth.drop_token(server)
     try:
         return Model.access_token(server)
     except LoginError as error:
@@ -317,7 +317,8 @@ class QueueTest(QueueWizard):
         user = User(Transaction().user)
         from_addr = config.get('email', 'from')
         if not from_addr:
-            raise EmailQueueError(gettext('email_queue.msg_test_sender'))
+            raise SettingError(
+                gettext('email_queue.msg_test_sender'), 'from', '')
         return {
             'from_addr': from_addr,
             'to_addr': self._chosen('to_addr') or user.email,
@@ -345,8 +346,9 @@ class QueueTest(QueueWizard):
         user = Pool().get('res.user')(Transaction().user)
         values = self.default_start([])
         if not values['to_addr']:
-            raise EmailQueueError(gettext(
-                    'email_queue.msg_test_recipient', user=user.rec_name))
+            raise ArgumentError(
+                gettext('email_queue.msg_test_recipient', user=user.rec_name),
+                'to_addr', '')
         # EmailMessage would refuse an invalid address in worse words than
         # ``queue_message``
         msg = MIMEText(

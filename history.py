@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .recipients import answer_lines
 
-__all__ = ['Event', 'about', 'told']
+__all__ = ['Event', 'about', 'with_events']
 
 
 class Event(NamedTuple):
@@ -28,7 +28,7 @@ class Event(NamedTuple):
     reason: str = None
 
 
-def told(before, row, outcome):
+def with_events(before, row, outcome):
     """Return ``row`` with the events that are recorded together with it.
 
     :param before: the row as it was handed over.

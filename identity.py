@@ -19,7 +19,7 @@ from trytond.transaction import Transaction
 from trytond.wizard import Button, StateTransition, StateView
 
 from .access import QueueWizard
-from .exceptions import CopyError, EmailQueueError, SettingError
+from .exceptions import CopyError, NoCopyError, SettingError
 from .settings import Settings
 from .tools import forget, utc_now
 
@@ -194,7 +194,7 @@ def _waiting():
 def _decide():
     "Let emails be sent from this database from now on"
     if not is_copy():
-        raise EmailQueueError(gettext('email_queue.msg_no_copy'))
+        raise NoCopyError(gettext('email_queue.msg_no_copy'))
     t = Pool().get('email.queue.identity').__table__()
     cursor = Transaction().connection.cursor()
     cursor.execute(*t.update([t.identity], [current()], where=t.id == ID))

@@ -181,7 +181,7 @@ class Email(metaclass=PoolMeta):
             words = masked(
                 words, queued.to_addrs, self._shown_recipients,
                 gettext('email_queue.msg_hidden_recipient'))
-        return shown.account(labels, queued, words)
+        return shown.sentence(labels, queued, words)
 
     @property
     def _is_author(self):

@@ -17,12 +17,12 @@ from trytond.transaction import Transaction, without_check_access
 
 from . import oauth, smtp
 from .policy import login_delay
-from .replies import alike
+from .replies import gist
 from .settings import server_uri
 
 __all__ = [
     'Known', 'Server', 'accepted_since', 'login_of', 'recall', 'retain',
-    'suspected_alike', 'time_in_words', 'troubles']
+    'has_equal_suspect', 'time_in_words', 'troubles']
 
 # Twice, because two runs can find at once that a server has no record
 TRIES = 2
@@ -99,19 +99,19 @@ class Known(NamedTuple):
     more_sessions: dt.datetime = None
     rate: float = None
 
-    def told(self, words):
+    def steady(self, words):
         """Return the words by which trouble is told.
 
         The words of before, as long as the trouble is alike: one trouble is
         one error.
         """
-        if self.trouble and alike(self.trouble) == alike(words):
+        if self.trouble and gist(self.trouble) == gist(words):
             return self.trouble
         return words
 
     def troubled(self, words, now):
         return self._replace(
-            trouble=self.told(words),
+            trouble=self.steady(words),
             troubled_at=self.troubled_at or now)
 
     def relieved(self):
@@ -179,9 +179,9 @@ def accepted_since(store, known, since):
         or store.accepted_since(since))
 
 
-def suspected_alike(store, known, row, refusal):
+def has_equal_suspect(store, known, row, refusal):
     "Return whether another email was refused alike, and none accepted since"
-    since = store.suspected_alike(row, refusal)
+    since = store.equal_suspect_since(row, refusal)
     return bool(since) and not accepted_since(store, known, since)
 
 

@@ -2,9 +2,10 @@
 # this repository contains the full copyright notices and license terms.
 """What a caller gives → the bytes that go over the wire.
 
-Knows no database and no SMTP server. The bytes of a ``Message`` are written
-here, because the generators of the standard library change what they fold
-(cpython#79986, #83938, #100884, #121284) and encode 8-bit text again.
+This file knows no database and no SMTP server. It writes the bytes of a
+``Message`` itself, because the generators of the standard library damage
+fields when they fold them (cpython#79986, #83938, #100884, #121284) and encode
+a body in 8 bits again.
 """
 import base64
 import quopri
@@ -19,11 +20,12 @@ from .words import (
     LINE_LENGTH, decoded_words, in_charset, printable, unfolded, unquoted,
     with_domains)
 
-# What Postfix removes by default (message_drop_headers)
+# The fields that Postfix removes by default (message_drop_headers)
 DROPPED_FIELDS = {b'bcc', b'content-length', b'resent-bcc', b'return-path'}
-# RFC 5322 2.1.1
+# A line of more characters is folded (RFC 5322 2.1.1)
 FOLD_LENGTH = 78
-# In bytes: more than a subject of LINE_LENGTH characters has in any encoding
+# How many bytes of a value are decoded: more than a subject of LINE_LENGTH
+# characters has in any encoding
 ENCODED_LENGTH = 32 * LINE_LENGTH
 # Fields whose values are lists of addresses, or a name before angle brackets
 ADDRESS_FIELDS = {
@@ -44,13 +46,14 @@ STRUCTURED_FIELDS = {
     'message-id', 'mime-version', 'received', 'references', 'resent-date',
     'resent-message-id', 'return-path'}
 # Fields that RFC 5322 3.6 allows once, with the text that joins their values,
-# None if several values are an error
+# None where different values are an error
 ONCE = {
     'from': ', ', 'reply-to': ', ', 'to': ', ', 'cc': ', ', 'bcc': ', ',
     'in-reply-to': ' ', 'references': ' ', 'sender': None, 'subject': None,
     'message-id': None, 'date': None, 'mime-version': None,
     'content-type': None, 'content-transfer-encoding': None}
-# Transfer encodings that are none (RFC 2045 6.1), with usual misspellings
+# The encoding for each value of Content-Transfer-Encoding, and for usual
+# misspellings. It is empty for values that say "not encoded" (RFC 2045 6.1).
 ENCODINGS = {
     '': '', '7bit': '', '7-bit': '', '8bit': '', '8-bit': '',
     'binary': 'binary',
@@ -64,8 +67,8 @@ _piece = re.compile(r'[ \t]*[^ \t]+|[ \t]+')
 _listed = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,"]|")*,?')
 _parameter = re.compile(
     r';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*(?:"|\Z)|[^;]*)')
-# An item of an address field: names and comments are phrases, which can be
-# encoded, other items are not
+# An item of an address field. Names and comments can become encoded words;
+# other items cannot (RFC 2047 5).
 _address_token = re.compile(
     r'"(?:[^"\\]|\\.)*"(?!@)|\((?:[^()\\]|\\.)*\)|<[^<>]*>|[,:;]|[^"(<,:;]+|.')
 _quoted_string = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -80,6 +83,7 @@ def prepare(msg, host, due=None):
     :param host: the domain of a Message-ID that has to be added.
     :param due: the seconds since the epoch of a *Date* that has to be added,
         None for now.
+    :raises Invalid: ``msg`` cannot be sent.
     """
     if isinstance(msg, Message):
         data = _serialised(msg)
@@ -108,7 +112,8 @@ def _serialised(message):
     except Invalid:
         raise
     except Exception as error:
-        # Any object can be a part, or the value of a field
+        # Any object, which can raise anything, may be a part or the value of
+        # a field
         raise Invalid(
             'msg', f'{type(error).__name__}: {error}', 'msg_message_broken')
 
@@ -129,7 +134,8 @@ def _fields_and_body(message, signed=False):
     for name, value in message.raw_items():
         key = name.lower()
         if key in changed:
-            # Of several such fields the first counts
+            # The first of several fields of one name gets the new value, the
+            # others go
             value, changed[key] = changed[key], None
             if value is None:
                 continue
@@ -142,7 +148,7 @@ def _fields_and_body(message, signed=False):
 
 
 def _body(message, signed):
-    "Return the bytes of the body, and fields that it changes by their name"
+    "Return the bytes of the body, and the fields that it changes, by name"
     payload = message._payload
     if payload is None:
         return b'', {}
@@ -168,13 +174,14 @@ def _type(message):
 
 def _encapsulated(message, parts, signed):
     if _type(message) == 'message/delivery-status':
-        # Blocks of fields (RFC 3464 2.1)
+        # The parts are blocks of fields, with blank lines between them
+        # (RFC 3464 2.1)
         return b'\n'.join(_block(part, signed) for part in parts)
     return b''.join(_message(part, signed=signed) for part in parts)
 
 
 def _block(part, signed):
-    "Return the text of fields with a line end, whatever takes their place"
+    "Return a block of fields with one line end, or the text in its place"
     data = _message(part, signed=signed)
     fields, end = header_fields(with_crlf(data))
     return data.rstrip(b'\n') + b'\n' if end else data.removeprefix(b'\n')
@@ -200,7 +207,7 @@ def _raw(text):
 
 
 def _boundary(message, texts):
-    "Return the boundary, and the field that names it, if the boundary is new"
+    "Return the boundary, and the field that must name it if it is new"
     type_ = _text_of('content-type', next(
             iter(raw_values(message, 'Content-Type')), ''))
     for match in _parameter.finditer(unfolded(type_)):
@@ -220,9 +227,9 @@ def _boundary(message, texts):
 
 
 def _encoded(message, data):
-    """Return a body in lines of ASCII, and the fields that this changes.
+    """Return a body in lines of ASCII, and the fields that have to change.
 
-    What is so already stays as it is.
+    A body that is in lines of ASCII already stays as it is.
     """
     values = raw_values(message, 'Content-Transfer-Encoding')
     field = str(values[0]) if values else ''
@@ -231,7 +238,7 @@ def _encoded(message, data):
     is_long = LINE_LENGTH < max(
         map(len, data.replace(b'\r', b'\n').split(b'\n')))
     if encoding is None:
-        # A body in an unknown encoding cannot be decoded
+        # A body in an unknown encoding stays, because it cannot be decoded
         return data, {}
     if is_plain and not is_long and encoding != 'binary':
         return data, {}
@@ -271,7 +278,7 @@ def _lines_of_quoted_printable(data):
 
 
 def _once(fields):
-    "Return the fields of a header, with fields that are allowed once joined"
+    "Return the fields of a header, each name of ``ONCE`` with one value"
     values = {}
     for name, value in fields:
         values.setdefault(name.lower(), []).append(value)
@@ -297,7 +304,7 @@ def _joined(name, values):
 
 
 def _field(name, value, signed=False):
-    "Return the bytes of a field with all of its line ends"
+    "Return the bytes of a field, with a line end after each of its lines"
     key = name.strip().lower()
     text = _text_of(key, value)
     if '\0' in text:
@@ -314,7 +321,7 @@ def _field(name, value, signed=False):
 
 
 def _text_of(key, value):
-    "Return the text of a value as it was given or parsed"
+    "Return the text of a field's value, as the caller or the parser made it"
     if isinstance(value, Header):
         if key in ADDRESS_FIELDS:
             return header_addresses(value)
@@ -324,12 +331,12 @@ def _text_of(key, value):
     text = str(value).rstrip('\r\n')
     if hasattr(value, 'fold') and key in PARAMETER_FIELDS:
         if not text.isascii():
-            return _of_parameters(value)
+            return _text_of_parameters(value)
     return text
 
 
-def _of_parameters(value):
-    "Return the text of a field that the standard library has parsed"
+def _text_of_parameters(value):
+    "Return the text of a value that the standard library has parsed"
     type_ = str(value).partition(';')[0].strip()
     return type_ + ''.join(
         f'; {name}={_quoted(param)}' for name, param in value.params.items())
@@ -342,7 +349,8 @@ def _quoted(text):
 def _in_ascii(key, text):
     """Return the text of a field as ASCII, with encoded words where allowed.
 
-    Where they may not, what cannot be ASCII is UTF-8 or as it was.
+    In a field that may have no encoded words, other characters than ASCII and
+    raw bytes stay.
     """
     try:
         # Surrogates are the raw bytes of a parsed message
@@ -353,7 +361,7 @@ def _in_ascii(key, text):
         key in ADDRESS_FIELDS or key in PARAMETER_FIELDS
         or key in STRUCTURED_FIELDS)
     if key in STRUCTURED_FIELDS or text.isascii() and not (
-            is_text and _has_endless_word(text)):
+            is_text and _has_overlong_word(text)):
         return text
     text = unfolded(text)
     if key in ADDRESS_FIELDS:
@@ -363,38 +371,41 @@ def _in_ascii(key, text):
     return _encoded_words(text, len(key) + 2)
 
 
-def _has_endless_word(text):
-    "Return whether a text has no blank to fold it in lines of RFC 5322 2.1.1"
+def _has_overlong_word(text):
+    "Return whether a word is too long for a line of RFC 5322 2.1.1"
     return len(text) > LINE_LENGTH - FOLD_LENGTH and max(
         map(len, text.split())) > LINE_LENGTH - FOLD_LENGTH
 
 
 def _encoded_words(text, used=0):
-    "Return the encoded words for ``text``, one on each line"
+    """Return the encoded words for ``text``, one on each line.
+
+    :param used: how many characters of the first line the field's name takes.
+    """
     return Header(
         text, 'utf-8', maxlinelen=76, header_name='x' * min(used, 40)
         ).encode(linesep='\n')
 
 
 def _address_list(text):
-    "Return a list of addresses with names and comments encoded, no address"
-    chunks, said = [], []
+    "Return a list of addresses, of which only names and comments are encoded"
+    chunks, pending = [], []
     for token in _address_token.findall(text):
         if token[0] == '<':
-            chunks.append(_phrase(''.join(said)))
+            chunks.append(_phrase(''.join(pending)))
             chunks.append(f'<{_addresses_on_the_wire(token[1:-1])}>')
-            said = []
+            pending = []
         elif token == ':':
-            # The name of a group
-            chunks += [_phrase(''.join(said)).rstrip(), token]
-            said = []
+            # A colon ends the name of a group (RFC 5322 3.4)
+            chunks += [_phrase(''.join(pending)).rstrip(), token]
+            pending = []
         elif token in {',', ';'} or token[0] == '(' and len(token) > 1:
-            chunks.append(_addresses_on_the_wire(''.join(said)))
+            chunks.append(_addresses_on_the_wire(''.join(pending)))
             chunks.append(_comment(token))
-            said = []
+            pending = []
         else:
-            said.append(token)
-    chunks.append(_addresses_on_the_wire(''.join(said)))
+            pending.append(token)
+    chunks.append(_addresses_on_the_wire(''.join(pending)))
     return ''.join(chunks)
 
 
@@ -414,14 +425,14 @@ def _comment(token):
 
 
 def _addresses_on_the_wire(text):
-    "Return ``text`` with each address in it as SMTP needs it"
+    "Return ``text`` with each address in it as ``on_the_wire`` returns it"
     return ' '.join(
         on_the_wire(word) if '@' in word and not word.isascii() else word
         for word in text.split(' '))
 
 
 def _parameters(text):
-    "Return a value whose parameters that are not ASCII are by RFC 2231"
+    "Return a value with its parameters encoded by RFC 2231 if not ASCII"
     def written(match):
         name, value = match[1], match[2].strip()
         if value.isascii():
@@ -450,7 +461,7 @@ def _folded_line(line, is_list):
         return [line]
     lines, current = [], ''
     for piece in _pieces(line, is_list):
-        # The line of the name of a field must not be empty after it
+        # The name of the field must not be alone on the first line
         if (current.strip() and not (not lines and current.endswith(':'))
                 and len(current) + len(piece) > FOLD_LENGTH
                 and piece[0] in ' \t' and piece.strip()):
@@ -461,7 +472,10 @@ def _folded_line(line, is_list):
 
 
 def _pieces(line, is_list):
-    "Yield the words of a line, and the items of a list without blanks"
+    """Yield the words of a line.
+
+    A long list of addresses without blanks is split after its commas.
+    """
     for piece in _piece.findall(line):
         if not is_list or len(piece) <= LINE_LENGTH - FOLD_LENGTH:
             yield piece
@@ -476,6 +490,7 @@ def _pieces(line, is_list):
 
 
 def with_crlf(data):
+    "Return bytes with CRLF at the end of every line, of the last one, too"
     data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
     if data and not data.endswith(b'\n'):
         data += b'\n'
@@ -484,13 +499,15 @@ def with_crlf(data):
 
 def _without_bom(data):
     rest = data.removeprefix(BOM)
-    # A byte order mark belongs to a text, unless a header follows it
+    # A byte order mark before a header goes; before a text it is part of the
+    # text
     is_header = _field_name.match(rest) or rest.startswith(b'From ')
     return rest if is_header else data
 
 
 def _without_mbox_line(data):
-    # A field can have blanks before its colon (RFC 5322 4.5)
+    # "From :" begins a field, because a field can have blanks before its colon
+    # (RFC 5322 4.5)
     if data.startswith(b'From ') and not _field_name.match(data):
         start = data.index(b'\r\n') + 2
         # A text without a header can begin with "From ", too
@@ -522,9 +539,11 @@ def _with_fields(data, host, due):
 def header_fields(data):
     """Return the fields of the header block, and the position of its end.
 
-    A field is its name in lower case and all of its bytes. The own reader of
-    the header is up to 90 times as fast as the standard library's parser and
-    never raises.
+    Each field is a pair: its name in lower case, and all of its bytes. This
+    reader of headers is up to 90 times as fast as the standard library's
+    parser, and takes any bytes.
+
+    :param data: the bytes of a message, every line of which ends in CRLF.
     """
     starts, position = [], 0
     while position < len(data):
@@ -543,7 +562,8 @@ def header_fields(data):
 def with_values(data, values):
     """Return the bytes of a message with other values of some fields.
 
-    :param values: the text of each by the name of the field, None for none.
+    :param values: the new text of each field by its name. None takes a field
+        out.
     """
     fields, end = header_fields(data)
     new = {
@@ -561,6 +581,7 @@ def with_values(data, values):
 
 
 def value_of(field):
+    "Return the value in the bytes of a field, without blanks around it"
     return field.partition(b':')[2].strip()
 
 
@@ -577,10 +598,10 @@ def needs_smtputf8(data):
 
 
 def original_to(addresses):
-    """Return the header field that names the recipients of a message.
+    """Return the bytes of the field *X-Original-To*, one address on each line.
 
-    For one that goes to somebody else instead: the bytes of *X-Original-To*
-    with CRLF, one address on each line.
+    The field names the recipients of a message that goes to somebody else
+    instead. Its lines end in CRLF.
     """
     lines = []
     for address in map(on_the_wire, map(printable, addresses)):
@@ -594,7 +615,8 @@ def original_to(addresses):
 def describe(data):
     """Return the decoded *Subject* and the *Message-ID* of stored bytes.
 
-    Both are one line of printable text, empty where there is none.
+    Both are one line of printable text, empty where the message has no such
+    field.
     """
     fields, _ = header_fields(data)
     fields = dict(reversed(fields))
@@ -605,6 +627,6 @@ def describe(data):
 
 
 def decoded(field):
-    "Return the value of a header field's bytes as one line of text"
+    "Return the decoded value in the bytes of a field as one line of text"
     text = in_charset(value_of(field)[:ENCODED_LENGTH], None)
     return printable(with_domains(decoded_words(unfolded(text))))

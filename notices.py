@@ -23,7 +23,8 @@ from .exceptions import BusyError
 from .history import about
 from .program import opened
 from .recipients import (
-    account, answer_lines, join_lines, split_addresses, split_lines, told)
+    account, answer_lines, join_lines, split_addresses, split_lines,
+    words_by_address)
 from .tools import forget, utc_now
 
 __all__ = ['Notices', 'Received', 'SES_ID', 'SES_IDS', 'receive']
@@ -121,7 +122,7 @@ class Notices:
         :param data: the bytes of the notice, whatever they are.
         :return: a :class:`Received`, None where it is no notice.
         :raises BusyError: a sender holds one of the emails at this moment.
-        :raises EmailQueueError: the transaction is readonly.
+        :raises ReadonlyError: the transaction is readonly.
         """
         check_writable()
         notice = bounce.read(data)
@@ -208,7 +209,7 @@ class Notices:
             values['reason'] = 'bounced'
             values['error'] = account(
                 email.to_addrs,
-                told(refused, split_addresses(email.to_addrs)))
+                words_by_address(refused, split_addresses(email.to_addrs)))
         t = cls.__table__()
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.update(

@@ -31,7 +31,7 @@ from .settings import server_uri
 from .smtp import open_in_time, server_name
 from .words import printable
 
-__all__ = ['access_token', 'forget', 'options']
+__all__ = ['access_token', 'drop_token', 'options']
 logger = logging.getLogger(__name__)
 
 OPTIONS = ['token_uri', 'client_id', 'client_secret', 'scope', 'key']
@@ -77,7 +77,7 @@ def access_token(server=None, refused=None):
     return tokens.get(refused)
 
 
-def forget(server):
+def drop_token(server):
     "Drop the token of a server, so that the next call asks for a new one"
     with _tokens_lock:
         _tokens.pop(server, None)

@@ -17,7 +17,7 @@ from trytond.transaction import Transaction
 from .email_queue import EmailQueue
 from .event import Event
 from .reasons import REASONS
-from .shown import Titled, Told, in_whole_seconds
+from .shown import Titled, WithOutcome, in_whole_seconds
 
 
 class _Own(ModelSQL, ModelView):
@@ -57,7 +57,7 @@ def _shown_if(name):
     return {'invisible': ~Eval(name)}
 
 
-class OwnEmail(Titled, Told, _Own):
+class OwnEmail(Titled, WithOutcome, _Own):
     __name__ = 'email.queue.own'
     _rec_name = 'subject'
 

@@ -11,9 +11,9 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction
 
 from . import preview
-from .exceptions import EmailQueueError
+from .exceptions import VALUE_LENGTH, ArgumentError
 from .recipients import (
-    address_of, remaining, split_addresses, split_lines, told)
+    address_of, remaining, split_addresses, split_lines, words_by_address)
 
 # Of an id those that tell one of an email: as a client of JavaScript has 53
 BITS = 20
@@ -112,8 +112,8 @@ def _recipients(row, bounced):
     "Return address, state and words of each recipient, trouble first"
     addresses = split_addresses(row['to_addrs'])
     waiting = {*remaining(row['to_addrs'], row['accepted'], row['refused'])}
-    words = told(row['error'], addresses)
-    refused = told(row['refused'], addresses)
+    words = words_by_address(row['error'], addresses)
+    refused = words_by_address(row['refused'], addresses)
     if len(addresses) == 1 and waiting and row['state'] != 'sent':
         words.setdefault(addresses[0], row['error'])
     of_waiting = {
@@ -145,10 +145,12 @@ class Attachment(_Part):
 
     @classmethod
     def read(cls, ids, fields_names):
-        # A client opens one, and asks for the sizes of the others
+        # A client opens one attachment, and asks for the sizes of the others
         if ('data' in fields_names and len(ids) > 1
                 and Transaction().check_access and not cls._only_size()):
-            raise EmailQueueError(gettext('email_queue.msg_one_attachment'))
+            raise ArgumentError(
+                gettext('email_queue.msg_one_attachment'), 'ids',
+                str(ids)[:VALUE_LENGTH])
         return super().read(ids, fields_names)
 
     @classmethod

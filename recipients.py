@@ -77,7 +77,7 @@ def remaining(to_addrs, accepted, refused):
     return [a for a in recipients if a not in decided]
 
 
-def told(text, addresses):
+def words_by_address(text, addresses):
     "Return what the lines of ``text`` say about addresses: words by address"
     words = dict(answers(text, addresses))
     return {a: words[a] for a in addresses if a in words}

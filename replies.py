@@ -2,14 +2,15 @@
 # this repository contains the full copyright notices and license terms.
 """What the reply of a server means, and whose fault it is.
 
-Knows no connection and no row. All words of servers are in :data:`WORDS`.
+This file knows no connection and no row. All words of servers are in
+:data:`WORDS`.
 """
 import re
 from typing import NamedTuple
 
 __all__ = [
     'LENGTH', 'LOGIN', 'MAILBOX', 'MESSAGE', 'QUOTA', 'RATE', 'RECIPIENT',
-    'RECIPIENTS', 'Reply', 'SERVER', 'SESSION', 'WORDS', 'alike', 'meaning',
+    'RECIPIENTS', 'Reply', 'SERVER', 'SESSION', 'WORDS', 'gist', 'meaning',
     'names_mailbox', 'statuses', 'too_many_recipients', 'verdict']
 
 # Whose fault a bad reply is
@@ -18,9 +19,9 @@ MESSAGE, RECIPIENT, SERVER = 'message', 'recipient', 'server'
 # What a bad reply is about
 MAILBOX = 'mailbox'  # one mailbox: the refusal is the recipient's own
 LOGIN = 'login'  # the server wants another login or another transport
-SESSION = 'session'  # the session has ended, a new one may be taken
-RECIPIENTS = 'recipients'  # more recipients than a transaction may have
-RATE = 'rate'  # faster than the server takes messages
+SESSION = 'session'  # the session has ended, but a new session may work
+RECIPIENTS = 'recipients'  # more recipients than an SMTP transaction may have
+RATE = 'rate'  # messages come faster than the server takes them
 QUOTA = 'quota'  # the server is full, or takes nothing from us for a while
 
 
@@ -48,10 +49,11 @@ class Reply(NamedTuple):
 
 
 class Words(NamedTuple):
-    """How servers say something.
+    """A pattern of replies, and what they mean.
 
-    ``pattern`` is searched in a reply with its code. ``example`` is such a
-    reply, ``source`` says who answers so and where it is documented.
+    ``pattern`` is searched in the code and the words of a reply. ``example``
+    is a reply that the pattern finds, and ``source`` says which servers answer
+    so or where it is documented.
     """
     meaning: str
     pattern: re.Pattern
@@ -59,8 +61,8 @@ class Words(NamedTuple):
     source: str
 
 
-# So many characters of a reply are kept and searched: enough for a line of the
-# list, and a bound for what a server can make the patterns cost
+# How many characters of a reply are kept and searched: enough for a line of
+# the list of emails, and so few that no reply makes the patterns slow
 LENGTH = 500
 
 _status = re.compile(r'([245]\.\d{1,3}\.\d{1,3})\b')
@@ -76,7 +78,7 @@ def _words(meaning, pattern, example, source):
     return Words(meaning, re.compile(pattern, re.I), example, source)
 
 
-# The meaning of a reply is that of the first line that matches it.
+# The first pattern that a reply matches gives its meaning
 WORDS = [
     # Codes that decide, whatever the status and the words are
     _words(
@@ -132,7 +134,8 @@ WORDS = [
         '450 4.7.1 Error: too much mail from 192.0.2.1',
         'Postfix, smtpd_client_message_rate_limit; Exim, ratelimit; Mailgun'),
 
-    # The sender may send no more today. A mailbox that is full must not match
+    # The server takes no more from us for a while. A reply about a full
+    # mailbox must not match
     _words(
         QUOTA, r'^\d{3} (?:4\.3\.[12]|5\.4\.5)\b',
         '452 4.3.1 Insufficient system resources',
@@ -164,7 +167,7 @@ WORDS = [
         '(25/25 (100%)) allowed',
         'cPanel; OVH; IONOS; Zoho: "exceeded" or "quota" with a period'),
 
-    # The transaction has too many recipients
+    # The SMTP transaction has too many recipients
     _words(
         RECIPIENTS,
         r'^\d{3} [45]\.5\.3\b'
@@ -172,8 +175,8 @@ WORDS = [
         r'|max(?:imum)?\b.{0,30}\brecipients\b',
         '452 4.5.3 Too many recipients', 'RFC 5321 4.5.3.1.10, RFC 3463 3.6'),
 
-    # A mailbox of a server without enhanced status codes, or with the status
-    # "other"
+    # Words that name a mailbox, of servers that give no status or the status
+    # "other" (4.x.0, 5.x.0)
     _words(
         MAILBOX, r'\(#[45]\.(?:1\.[1236]|2\.[12])\)',
         "550 sorry, no mailbox here by that name. (#5.1.1)", 'qmail'),
@@ -196,7 +199,7 @@ WORDS = [
         'mailbox unavailable; RFC 5321 4.2.3'),
     ]
 
-_SERVERS_OWN = {LOGIN, SESSION, RATE, QUOTA}
+_ABOUT_THE_SERVER = {LOGIN, SESSION, RATE, QUOTA}
 
 
 def meaning(reply):
@@ -215,7 +218,7 @@ def verdict(step, reply):
     """
     if (reply.code == 421
             or (step == 'mail' and reply.temporary)
-            or meaning(reply) in _SERVERS_OWN):
+            or meaning(reply) in _ABOUT_THE_SERVER):
         return SERVER
     return RECIPIENT if step == 'rcpt' else MESSAGE
 
@@ -223,15 +226,16 @@ def verdict(step, reply):
 def names_mailbox(step, reply):
     """Return whether a refusal is about the mailbox of one recipient.
 
-    At MAIL the mailbox is the sender's, and all messages would be refused.
+    At MAIL the mailbox is that of the envelope sender, so that the refusal
+    concerns all messages.
     """
     return step != 'mail' and meaning(reply) == MAILBOX
 
 
 def too_many_recipients(reply):
-    """Return whether the server refuses a recipient as one too many.
+    """Return whether the reply to a RCPT says that there are enough of them.
 
-    It takes the message for the recipients before.
+    The server then takes the message for the recipients before.
     """
     about = meaning(reply)
     return about == RECIPIENTS or (
@@ -244,8 +248,11 @@ def statuses(text):
     return _any_status.findall(text)
 
 
-def alike(words):
-    "Return words without addresses and digits, equal for replies alike"
+def gist(words):
+    """Return the words of a reply without addresses and digits.
+
+    The result is equal for replies that say the same of different messages.
+    """
     head = _codes.match(words)[0]
     rest = [
         word for word in words[len(head):].split()

@@ -107,7 +107,7 @@ class Retention:
         :return: the numbers of emails, as an :class:`Erased`. Those that are
             busy were with a sender: erase again a few minutes later.
         :raises ArgumentError: ``address`` is not one.
-        :raises EmailQueueError: the transaction is readonly.
+        :raises ReadonlyError: the transaction is readonly.
         """
         check_writable()
         address = _Address(address)

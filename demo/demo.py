@@ -169,7 +169,7 @@ def main():
 
             README.rst, "The first hour"   with your own database and server
             doc/usage/client.rst           the queue in the client, in pictures
-            doc/usage/index.rst            queue emails from your own code
+            doc/usage/code.rst             queue emails from your own code
             demo/shop.py                   what the program above does"""))
     return holds
 

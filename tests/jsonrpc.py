@@ -5,14 +5,17 @@ import base64
 import gzip
 import json
 from http import HTTPStatus
+from unittest.mock import patch
 from urllib.parse import quote
 
+from pwdlib.hashers.argon2 import Argon2Hasher
 from werkzeug.test import Client
 
 from trytond.modules.email_queue.email_queue import EmailQueue
 from trytond.pool import Pool
 from trytond.protocols.jsonrpc import JSONDecoder, JSONEncoder
 from trytond.protocols.wrappers import Response
+from trytond.res.user import PASSWORD_HASH
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 from trytond.wsgi import app
@@ -24,7 +27,7 @@ STATES = [s for s, _ in EmailQueue.state.selection]
 
 
 class RPCError(Exception):
-    "The error of an answer: its name and what the client shows"
+    "The error in an answer: its name, and what the client shows"
 
     @property
     def name(self):
@@ -32,7 +35,7 @@ class RPCError(Exception):
 
 
 class Session:
-    "A user who is logged in"
+    "The session of a user who is logged in"
 
     def __init__(self, login):
         self.login = login
@@ -44,7 +47,7 @@ class Session:
         self._headers['Authorization'] = f'Session {token.decode()}'
 
     def __call__(self, method, *params):
-        "Return the result of a method, as ``model.MODEL.METHOD``"
+        "Call a method, such as ``model.MODEL.METHOD``, and return its result"
         response = self._client.post(
             f'/{quote(DB_NAME)}/rpc/',
             headers=self._headers,
@@ -71,21 +74,25 @@ class Session:
 
 
 class RPCTestCase(QueueTestCase):
-    """Three users with a session each.
+    """Tests with three users, each of whom has a session.
 
     ``administrator`` has all rights that Tryton itself gives, ``postmaster``
-    is in the group of the module, ``clerk`` in none.
+    is in the group of the module, ``clerk`` is in no group.
     """
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
+        # A quick hash, because six hashes of the usual kind take half a second
+        quick = Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)
+        cls.enter(patch.multiple(
+                PASSWORD_HASH, hashers=[quick], current_hasher=quick))
         with Transaction().start(DB_NAME, 0):
             pool = Pool()
             User = pool.get('res.user')
             ModelData = pool.get('ir.model.data')
             group = ModelData.get_id('email_queue.group_email_queue')
-            # Administrators pass the access of every model in 8.2 only
+            # Only in 8.2 administrators pass the access rights of every model
             cls.has_bypass = 'administrator' in User._fields
             for login, groups in [
                     ('admin', None), ('postmaster', [group]), ('clerk', [])]:
@@ -112,7 +119,7 @@ class RPCTestCase(QueueTestCase):
         return [s for s in self.sessions if s not in self.readers]
 
     def queue_each_state(self):
-        "Queue an email for each state and return the ids by state"
+        "Queue an email for each state and return the ids by the state"
         ids = {}
         for state in STATES:
             ids[state] = self.queue(

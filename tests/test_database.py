@@ -21,7 +21,7 @@ from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
 from .. import email_queue, sender, store, tools
-from ..exceptions import EmailQueueError
+from ..exceptions import EmailQueueError, PoolerError
 from ..policy import TROUBLE_DELAY, UNCERTAIN_DELAY
 from ..store import Store
 from ..tools import database_time
@@ -195,7 +195,7 @@ class PoolerTestCase(QueueTestCase):
         ids = [self.queue() for _ in range(3)]
         for run in [self.send_all, lambda: self.send(ids[0])]:
             with self.subTest(run=run):
-                with self.assertRaisesRegex(EmailQueueError, "session"):
+                with self.assertRaisesRegex(PoolerError, "session"):
                     run()
         self.assertEqual(
             {self.read(id_, 'state') for id_ in ids}, {'outbox'})

@@ -129,7 +129,7 @@ class DocTestCase(QueueTestCase):
         "Test the examples run, those of a page one after another"
         for path in [
                 README,
-                DOC / 'usage' / 'index.rst',
+                DOC / 'usage' / 'code.rst',
                 DOC / 'usage' / 'capture.rst',
                 ]:
             with self.subTest(page=path.name):

@@ -85,7 +85,7 @@ class HistoryToldTestCase(unittest.TestCase):
                     outcome = smtp.Outcome(queue_ids=['4A1B'], **outcome)
                 after = policy.after(
                     row, outcome, NOW, Settings(max_attempts=9))
-                told = history.told(row, after, outcome)
+                told = history.with_events(row, after, outcome)
                 self.assertEqual(
                     list(told.events), [history.Event(*e) for e in expected])
                 self.assertEqual(told, after._replace(events=told.events))
@@ -103,7 +103,7 @@ class HistoryToldTestCase(unittest.TestCase):
             row = row._replace(reason=reason, error=error)
             after = policy.suspected(
                 row, outcome, NOW, Settings(), alone=False)
-            told = history.told(row, after, outcome)
+            told = history.with_events(row, after, outcome)
             self.assertEqual(list(told.events), expected)
 
     def test_no_suspect_any_more(self):
@@ -113,7 +113,7 @@ class HistoryToldTestCase(unittest.TestCase):
         outcome = smtp.Outcome()
         outcome.refuse(row.remaining, 'mail', '554 no')
         after = policy.after(row, outcome, NOW, Settings())
-        told = history.told(row, after, outcome)
+        told = history.with_events(row, after, outcome)
         self.assertEqual([e.kind for e in told.events], ['refused'])
 
 

@@ -149,7 +149,7 @@ class LinearTestCase(unittest.TestCase):
         "Test what takes a text"
         functions = [
             lambda text: address.addresses('x', text),
-            lambda text: address.options('x', text),
+            lambda text: address.esmtp_options('x', text),
             address.on_the_wire,
             words.printable, words.decoded_words, words.with_domains,
             recipients.split_addresses,
@@ -159,7 +159,7 @@ class LinearTestCase(unittest.TestCase):
                 text, 'a@example.com, b@example.com', 'b@example.com', 'x'),
             lambda text: recipients.masked(text, text, '', 'x'),
             lambda text: recipients.masked('550 a', 'a@b.de', text, 'x'),
-            preview.html_text, preview.rich_text, replies.alike,
+            preview.html_text, preview.rich_text, replies.gist,
             smtp.server_name,
             lambda text: replies.verdict('rcpt', replies.Reply(550, text)),
             lambda text: mime.original_to([text]),

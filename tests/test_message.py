@@ -15,7 +15,7 @@ from email.utils import formataddr
 
 from trytond.modules.email_queue.address import (
     Invalid, addresses, envelope_from, envelope_recipients, envelope_sender,
-    envelope_to, options)
+    envelope_to, esmtp_options)
 from trytond.modules.email_queue.mime import decoded, describe, prepare
 from trytond.modules.email_queue.recipients import split_addresses
 
@@ -416,7 +416,8 @@ class EnvelopeTestCase(MessageTestCase):
                 (['AUTH=<>', 'X-1=a<b>"c"'], ['AUTH=<>', 'X-1=a<b>"c"']),
                 ]:
             with self.subTest(value=value):
-                self.assertEqual(options('mail_options', value), expected)
+                self.assertEqual(
+                    esmtp_options('mail_options', value), expected)
 
     def test_options_refused(self):
         "Test what is not an option"
@@ -435,7 +436,8 @@ class EnvelopeTestCase(MessageTestCase):
             with self.subTest(value=value):
                 for name in ['mail_options', 'rcpt_options']:
                     self.refused(
-                        'option_invalid', options, name, value, argument=name)
+                        'option_invalid', esmtp_options, name, value,
+                        argument=name)
 
 
 class HeaderEnvelopeTestCase(MessageTestCase):
