@@ -53,8 +53,6 @@ PRIORITIES = {
     }
 # How many emails a warning names at most
 NAMES = 5
-# What a captured email without a sender or a recipient has in its place
-UNKNOWN = '?'
 # How many ids a statement has at most
 IDS_LENGTH = 1000
 TRUE = Literal(True)
@@ -336,14 +334,14 @@ class EmailQueue(
     sent_or_due = fields.Function(
         fields.Timestamp(
             "Sent or Due",
-            help="When the email was sent, or when it goes next."),
+            help="When the email was sent, or when it is due."),
         'get_sent_or_due', searcher='search_sent_or_due')
     notice = fields.Function(
         fields.Char("Notice",
             states={
                 'invisible': ~Eval('notice'),
                 },
-            help="Why nothing is sent, or nothing to its recipients, "
+            help="Why nothing is sent, or why emails go to another address, "
             "and since when the server takes no emails."),
         'get_notice')
 
@@ -700,7 +698,7 @@ class EmailQueue(
         return notices
 
     def get_waiting(self, name):
-        if self.state in {'outbox', 'sending'}:
+        if self.state in identity.WAITING:
             return '\n'.join(remaining(
                     self.to_addrs, self.accepted, self.refused))
 
@@ -798,7 +796,7 @@ class EmailQueue(
         :param resource: the saved record that the email is about, or its
             ``MODEL,ID``.
         :param server: the name of a configured server. None is the server for
-            the sender of the email, or the default server.
+            the author of the email, or the default server.
         :param sensitive: whether the message holds a secret. Nobody sees such
             a message in the queue, and it is removed once it is sent.
         :param key: a name that the caller gives the email. If an email has
@@ -937,8 +935,8 @@ class EmailQueue(
             to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
         return {
             'from_addr': printable(
-                str(from_addr or msg['From'] or '')) or UNKNOWN,
-            'to_addrs': printable(to_addrs) or UNKNOWN,
+                str(from_addr or msg['From'] or '')) or incomplete.UNKNOWN,
+            'to_addrs': printable(to_addrs) or incomplete.UNKNOWN,
             'msg': data,
             'size': len(data),
             'subject': subject,

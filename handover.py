@@ -92,7 +92,7 @@ def hand_over(client, row, redirect):
             outcome.reasons.update(dict.fromkeys(dead, 'dead'))
         return outcome
     except Exception as error:
-        # For example a message without bytes, or an invalid address
+        # The row has, for example, no bytes or an invalid address
         logger.debug("email %d cannot be sent", row.id, exc_info=True)
         # Without a refusal, so that the email cannot become a suspect: the
         # server has not been asked

@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """What users without further rights read of the emails that they have queued.
 
-The models are queries without any message and any email of another user, so
-that a client gets neither, whatever it asks for.
+The models are queries without messages and without emails of other users, so
+that no client can get either of them.
 """
 from sql import Column
 
@@ -106,7 +106,7 @@ class OwnEmail(Titled, WithOutcome, _Own):
     def __setup__(cls):
         super().__setup__()
         for name in ['create_date', 'scheduled_at', 'sent_at', 'bounced_at']:
-            # As read returns them
+            # In whole seconds, as ``read`` returns them
             getattr(cls, name).format = '%H:%M:%S'
 
     @classmethod

@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """What a form lists of one email: its recipients and its attachments.
 
-They are in no table. Their ids are made from the email's, and what they show
-is read from the email with the rights of the user.
+These records are in no table. Their ids are made from the id of the email, and
+their values are read from the email with the rights of the user.
 """
 from trytond.i18n import gettext
 from trytond.model import ModelStorage, ModelView, fields
@@ -15,19 +15,20 @@ from .exceptions import VALUE_LENGTH, ArgumentError
 from .recipients import (
     address_of, remaining, split_addresses, split_lines, words_by_address)
 
-# Of an id those that tell one of an email: as a client of JavaScript has 53
+# How many bits of an id are the number of the part. The bits above are the id
+# of the email; a client in JavaScript has 53 bits for both.
 BITS = 20
-# Trouble first, so that it is seen in a list of many
+# Refused recipients come first, so that they are seen in a long list
 ORDER = ['refused', 'bounced', 'waiting', 'unsent', 'accepted']
 
 
 def part_ids(email, count):
-    "Return the ids of so many parts of the email"
+    "Return the ids of ``count`` parts of an email, given by its id"
     return [(email << BITS) + n for n in range(min(count, 1 << BITS))]
 
 
 class _Part(ModelStorage, ModelView):
-    "Records about one email, which only the server makes"
+    "Records about one email, which trytond computes and nobody writes"
 
     email = fields.Many2One('email.queue', "Email", readonly=True)
 
@@ -42,7 +43,7 @@ class _Part(ModelStorage, ModelView):
 
     @classmethod
     def search(cls, domain, *args, **keywords):
-        "Return nothing: they are found by their email only"
+        "Return nothing, because the records are found by their email only"
         return 0 if keywords.get('count') else []
 
     @classmethod
@@ -51,7 +52,7 @@ class _Part(ModelStorage, ModelView):
         for id_ in ids:
             numbers.setdefault(id_ >> BITS, []).append(id_ % (1 << BITS))
         rows = {}
-        # One email after another, so that one message is held at a time
+        # One email after another, so that only one message is in memory
         for email, of_email in numbers.items():
             values = cls._read_parts(email, of_email, fields_names)
             for number, row in zip(of_email, values):
@@ -109,7 +110,7 @@ class Recipient(_Part):
 
 
 def _recipients(row, bounced):
-    "Return address, state and words of each recipient, trouble first"
+    "Return address, state and words of each recipient, in ``ORDER``"
     addresses = split_addresses(row['to_addrs'])
     waiting = {*remaining(row['to_addrs'], row['accepted'], row['refused'])}
     words = words_by_address(row['error'], addresses)
@@ -128,10 +129,10 @@ def _recipients(row, bounced):
             state = 'accepted'
         else:
             state = 'bounced' if address in bounced else 'refused'
-        said = refused.get(address) or words.get(address) or ''
+        answer = refused.get(address) or words.get(address) or ''
         found.append({
                 'address': address, 'rec_name': address, 'state': state,
-                'words': ' '.join(said.split())
+                'words': ' '.join(answer.split())
                 if state != 'accepted' else None})
     return sorted(found, key=lambda part: ORDER.index(part['state']))
 
@@ -160,7 +161,7 @@ class Attachment(_Part):
     @classmethod
     def _read_parts(cls, email, numbers, names):
         EmailQueue = Pool().get('email.queue')
-        # The client asks for the size only of the fields that it shows
+        # The client may ask for the size of ``msg`` instead of its bytes
         with Transaction().set_context({f'{EmailQueue.__name__}.msg': None}):
             row, = EmailQueue.read([email], ['msg'])
         found = preview.attached(row['msg'] or b'')

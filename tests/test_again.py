@@ -373,7 +373,7 @@ class RetryTestCase(AgainTestCase):
                 id_ = self.queue(JANE)
                 self.write(id_, state=state, expires_at=PAST)
                 text = self.warned(self.postmaster, 'retry', id_)
-                self.assertIn("time", text)
+                self.assertIn("expired", text)
                 self.assertEqual(
                     self.read(id_, 'state', 'expires_at'), ['outbox', None])
                 self.clear()

@@ -54,7 +54,7 @@ class ErrorsTestCase(QueueTestCase):
         return Pool().get('email.queue').browse(ids)
 
     def test_classes(self):
-        "Test each class has the root, and says what it is"
+        "Test each class has the root as base, and a text that says what it is"
         for name, Error in inspect.getmembers(exceptions, inspect.isclass):
             if Error.__module__ == exceptions.__name__ and (
                     name.endswith('Error') and name != 'LoginError'):
@@ -63,7 +63,7 @@ class ErrorsTestCase(QueueTestCase):
                     self.assertTrue(Error.__doc__)
 
     def test_root(self):
-        "Test each error has a class of its own, not that of the root"
+        "Test no error has only the class of the root"
         for path in Path(exceptions.__file__).parent.glob('*.py'):
             with self.subTest(path.name):
                 self.assertNotRegex(
@@ -240,7 +240,7 @@ class ErrorsTestCase(QueueTestCase):
                     type(email).queue_again(each)
 
     def test_one_of_several(self):
-        "Test what a caller may catch to go on with the other emails"
+        "Test which error a caller may catch to go on with the other emails"
         for Error in [
                 StateError, MessageError, BusyError, ClaimError, NotSentError]:
             self.assertTrue(issubclass(Error, EmailError))

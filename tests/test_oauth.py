@@ -409,7 +409,7 @@ class EndpointTestCase(OAuthTestCase):
                 ('http://127.0.0.1@login.example.com/', "is not a URI"),
                 ('https://user:s3cr3t@127.0.0.1/', "is not a URI"),
                 ('ftp://127.0.0.1/', "is not a URI"),
-                ('file:///nowhere', "can not be read"),
+                ('file:///nowhere', "cannot be read"),
                 ('/token', "is not a URI"),
                 ('https://[::1/', "is not a URI"),
                 ('https://127.0.0.1:port/', "is not a URI"),

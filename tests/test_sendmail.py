@@ -196,7 +196,10 @@ class CaptureTestCase(QueueTestCase):
                 [('message_id', '=', message_id)])
 
     def test_email_of_a_trigger_on_the_queue(self):
-        "It is sent core's way, because it would otherwise cause another email"
+        """An email that the creation of an email sends goes core's way.
+
+        In the queue it would cause another email.
+        """
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
             create = EmailQueue.create
@@ -212,7 +215,7 @@ class CaptureTestCase(QueueTestCase):
         self.assertEqual(self.rows('subject'), [('Test',)])
 
     def test_trigger_on_the_queue(self):
-        "It sends in a task of its own, and only once"
+        "A trigger on the queue sends in a task of its own, and only once"
         def act(records, trigger):
             send_message_transactional(message(subject="Triggered"))
 
@@ -281,7 +284,7 @@ class CaptureTestCase(QueueTestCase):
                 {})
 
     def test_strange_messages(self):
-        "They do not make the transaction fail"
+        "Strange messages do not make the transaction fail"
         without_sender = message()
         del without_sender['From']
         without_recipient = message(to='')
