@@ -29,25 +29,30 @@ VENVS = {
     '8.0': ROOT / '.venv-8.0',
     }
 CHECKS = [
-    'engine', 'postgresql', 'sqlite-8.0', 'sqlite', 'modules', 'modules-8.0',
-    'plain', 'flake8', 'isort']
+    'postgresql', 'engine', 'servers', 'sqlite-8.0', 'modules', 'sqlite',
+    'modules-8.0', 'plain', 'flake8', 'isort']
 TESTS = 'trytond.modules.email_queue.tests'
 # They need no database, so they need not run with each
 PLAIN = [
     'test_bounce', 'test_decode', 'test_given', 'test_linear', 'test_message',
     'test_names', 'test_opening', 'test_policy', 'test_smtp', 'test_smtpd']
-# On PostgreSQL they take as long as all others, so they run beside these in a
-# database of their own
+# On PostgreSQL these take as long as all others, so they run beside them in
+# two databases of their own
 ENGINE = [
-    'test_crash', 'test_fault', 'test_oauth', 'test_operating', 'test_record',
-    'test_send', 'test_sender', 'test_servers', 'test_store', 'test_worker']
+    'test_crash', 'test_operating', 'test_record', 'test_store', 'test_worker']
+SERVERS = [
+    'test_fault', 'test_oauth', 'test_send', 'test_sender', 'test_servers']
+# What mail servers and endpoints say is the same on SQLite
+ANSWERS = ['test_fault', 'test_oauth']
 # The tests run on PostgreSQL with trytond 8.2 and on SQLite with 8.0, so that
 # each is run with both. What a pair of the two could break of its own is in
 # these.
 PAIR = [
     'test_database', 'test_module', 'test_sender', 'test_store']
-# What mail servers and endpoints say is the same on SQLite
-SERVERS = ['test_fault', 'test_oauth']
+# These run on SQLite with both series, as they are the same on PostgreSQL: who
+# may call what is decided before anything is asked of the database, and a
+# catalogue is compared with the code.
+SERIES = ['test_border', 'test_locale']
 # The emails of other modules
 OWN_MODULES = [f'{TESTS}.test_inbound', f'{TESTS}.test_modules']
 # Their own tests with these captured
@@ -57,6 +62,8 @@ MODULES = OWN_MODULES + [
     'trytond.modules.notification_email.tests',
     'trytond.modules.web_user.tests',
     ]
+# What an activated database depends on
+CODE = ['*.py', '*.xml', 'tryton.cfg', 'view/*', 'locale/*']
 OUTCOMES = {
     'passed': 'passed',
     'xpassed': 'passed',
@@ -157,12 +164,12 @@ class Tests(Check):
         bin_ = venv / 'bin'
         command = [
             bin_ / 'pytest', '-o', f'cache_dir={CACHE / "pytest" / name}',
-            *options, *self.arguments]
+            '-p', f'{TESTS}.prepared', *options, *self.arguments]
         if coverage:
             command = [
                 bin_ / 'coverage', 'run', '--data-file', coverage, *command]
 
-        self.db_cache = db_cache(name, venv)
+        backend = uri.partition(':')[0]
         databases = directory / f'{name}.databases'
         databases.mkdir()
         environ = {
@@ -175,15 +182,10 @@ class Tests(Check):
             TRYTOND_DATABASE__URI=uri,
             TRYTOND_DATABASE__PATH=str(databases),
             DB_NAME=':memory:' if uri.startswith('sqlite') else self.database,
-            DB_CACHE=str(self.db_cache),
+            DB_BASE=str(db_cache(f'{backend}-{series}-base', venv, [])),
+            DB_CACHE=str(db_cache(f'{backend}-{series}', venv, CODE)),
             **self.settings)
         super().__init__(name, command, directory, environ)
-
-    def kill(self):
-        # A database that was being saved in the cache is there by half
-        if self.process and self.process.poll() is None:
-            shutil.rmtree(self.db_cache, ignore_errors=True)
-        super().kill()
 
     @property
     def counts(self):
@@ -203,9 +205,11 @@ class Tests(Check):
         return summary(self.counts)
 
 
-class BesideEngineTests(Tests):
+class PostgreSQLTests(Tests):
     arguments = [
-        *(f'--ignore-glob=*/{name}.py' for name in ENGINE), *Tests.arguments]
+        *(f'--ignore-glob=*/{name}.py'
+            for name in [*ENGINE, *SERVERS, *SERIES]),
+        *Tests.arguments]
 
 
 class EngineTests(Tests):
@@ -213,13 +217,19 @@ class EngineTests(Tests):
     database = 'engine'
 
 
+class ServersTests(Tests):
+    arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in SERVERS)]
+    database = 'servers'
+
+
 class SQLiteTests(Tests):
     arguments = [
-        *(f'--ignore-glob=*/{name}.py' for name in SERVERS), *Tests.arguments]
+        *(f'--ignore-glob=*/{name}.py' for name in ANSWERS), *Tests.arguments]
 
 
 class PairTests(Tests):
-    arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in PAIR)]
+    arguments = [
+        '--pyargs', *(f'{TESTS}.{name}' for name in [*PAIR, *SERIES])]
 
 
 class PlainTests(Tests):
@@ -236,10 +246,10 @@ class OwnModulesTests(ModulesTests):
     arguments = ['-p', f'{TESTS}.captured', '--pyargs', *OWN_MODULES]
 
 
-def db_cache(name, venv):
-    "Return the directory for activated databases of just this code"
+def db_cache(name, venv, patterns):
+    "Return the directory for databases of just these modules and files"
     digest = hashlib.sha256(str((venv / 'stamp').stat().st_mtime_ns).encode())
-    for pattern in ['*.py', '*.xml', 'tryton.cfg', 'view/*', 'locale/*']:
+    for pattern in patterns:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(str(path).encode())
             digest.update(path.read_bytes())
@@ -308,7 +318,7 @@ def main():
         coverage = directory / '.coverage' if args.coverage else None
         traced = {'options': options, 'coverage': coverage}
         on_server = {}
-        if {'postgresql', 'engine', 'modules'} & set(chosen):
+        if {'postgresql', 'engine', 'servers', 'modules'} & set(chosen):
             server = stack.enter_context(PostgreSQL())
             # For pg_dump and pg_restore, which trytond calls
             os.environ['PATH'] = os.pathsep.join(
@@ -316,12 +326,13 @@ def main():
             on_server['uri'] = server.uri
         # Those that take longest are first
         for name, class_, keywords in [
+                ('postgresql', PostgreSQLTests, traced | on_server),
                 ('engine', EngineTests, traced | on_server),
-                ('postgresql', BesideEngineTests, traced | on_server),
+                ('servers', ServersTests, traced | on_server),
                 ('sqlite-8.0', SQLiteTests, {
                         'series': '8.0', 'options': options}),
-                ('sqlite', PairTests, traced),
                 ('modules', ModulesTests, traced | on_server),
+                ('sqlite', PairTests, traced),
                 ('modules-8.0', OwnModulesTests, {
                         'series': '8.0', 'options': options}),
                 ('plain', PlainTests, traced)]:

@@ -282,7 +282,7 @@ class ButtonTestCase(RPCTestCase):
             # Those have it already
             self.assertEqual(self.read(id_, 'accepted'), 'jane@example.com')
             self.assertEqual(
-                self.read(id_, 'write_uid').id, self.postmaster.id)
+                self.read(id_, 'write_uid'), self.postmaster.id)
 
     def insist(self, button, *ids):
         "Press a button that warns first"
