@@ -29,7 +29,7 @@ VENVS = {
     '8.0': ROOT / '.venv-8.0',
     }
 CHECKS = [
-    'postgresql', 'engine', 'servers', 'sqlite-8.0', 'modules', 'sqlite',
+    'postgresql', 'sqlite-8.0', 'engine', 'servers', 'modules', 'sqlite',
     'modules-8.0', 'plain', 'flake8', 'isort']
 TESTS = 'trytond.modules.email_queue.tests'
 # They need no database, so they need not run with each
@@ -327,10 +327,10 @@ def main():
         # Those that take longest are first
         for name, class_, keywords in [
                 ('postgresql', PostgreSQLTests, traced | on_server),
-                ('engine', EngineTests, traced | on_server),
-                ('servers', ServersTests, traced | on_server),
                 ('sqlite-8.0', SQLiteTests, {
                         'series': '8.0', 'options': options}),
+                ('engine', EngineTests, traced | on_server),
+                ('servers', ServersTests, traced | on_server),
                 ('modules', ModulesTests, traced | on_server),
                 ('sqlite', PairTests, traced),
                 ('modules-8.0', OwnModulesTests, {
