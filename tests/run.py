@@ -55,8 +55,10 @@ PAIR = [
 SERIES = ['test_border', 'test_locale']
 # The emails of other modules
 OWN_MODULES = [f'{TESTS}.test_inbound', f'{TESTS}.test_modules']
-# Their own tests with these captured
+# Their own tests with these captured. What trytond tests of any module needs
+# them, too, and to activate them once more takes long on PostgreSQL.
 MODULES = OWN_MODULES + [
+    f'{TESTS}.test_module',
     'trytond.modules.account_dunning_email.tests',
     'trytond.modules.marketing_email.tests',
     'trytond.modules.notification_email.tests',
@@ -208,7 +210,7 @@ class Tests(Check):
 class PostgreSQLTests(Tests):
     arguments = [
         *(f'--ignore-glob=*/{name}.py'
-            for name in [*ENGINE, *SERVERS, *SERIES]),
+            for name in ['test_module', *ENGINE, *SERVERS, *SERIES]),
         *Tests.arguments]
 
 
@@ -292,9 +294,9 @@ def parse_args():
         help="trace the tests with trytond 8.2, which then take half as long "
         "again")
     parser.add_argument(
-        '--jobs', type=int, default=(os.cpu_count() or 1) + 1,
-        help="how many checks to run at once (default: %(default)s: one more "
-        "than there are cores, because tests wait for servers)")
+        '--jobs', type=int, default=(os.cpu_count() or 1) + 2,
+        help="how many checks to run at once (default: %(default)s: two more "
+        "than there are cores, because two checks wait most of the time)")
     args = parser.parse_args()
     if unknown := set(args.checks) - set(CHECKS):
         parser.error(f"no such check: {', '.join(unknown)}")
@@ -324,7 +326,8 @@ def main():
             os.environ['PATH'] = os.pathsep.join(
                 [str(server.bin), os.environ['PATH']])
             on_server['uri'] = server.uri
-        # Those that take longest are first
+        # Those that take longest are first; of these, engine and servers wait
+        # for other processes more than they compute
         for name, class_, keywords in [
                 ('postgresql', PostgreSQLTests, traced | on_server),
                 ('sqlite-8.0', SQLiteTests, {
