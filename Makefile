@@ -7,7 +7,7 @@ export PYTEST
 PYTHON = .venv/bin/python
 PACKAGING = setup.py pyproject.toml tryton.cfg .ci/venv
 
-# Where it is set, each of hundreds of programs would compile the module again
+# With this variable each of hundreds of programs would compile the module again
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help test coverage test-web test-desktop environments
@@ -15,19 +15,19 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make test     run all tests, on SQLite and PostgreSQL, trytond 8.2 and 8.0"
-	@echo "              CHECKS='sqlite flake8' runs only these,"
+	@echo "              CHECKS='sqlite flake8' runs only these checks,"
 	@echo "              PYTEST='-k priority -x' gives options to pytest"
-	@echo "make coverage run them traced, and show what none of them reaches"
+	@echo "make coverage run the tests traced, and show the code that no test reaches"
 	@echo "make test-web drive the web client of Tryton in a browser"
 	@echo "make test-desktop"
 	@echo "              drive the desktop client, on a display of its own"
 	@echo "make screenshots"
-	@echo "              make the pictures of the documentation by both"
+	@echo "              make the pictures of the documentation by both clients"
 	@echo "make locale   update the translations from the code"
 	@echo "make demo     see emails go through the queue to an SMTP server"
-	@echo "make bench    measure"
+	@echo "make bench    measure how fast the module is"
 	@echo "make package  build the sdist and the wheel and check them"
-	@echo "make clean    remove all that these have made"
+	@echo "make clean    remove everything that these commands have made"
 
 test: environments
 	@$(PYTHON) tests/run.py $(CHECKS) --pytest="$$PYTEST"
@@ -47,7 +47,7 @@ screenshots: .venv/stamp .cache/desktop/stamp
 	@.venv-8.0/bin/python doc/screenshots.py web
 	@.venv/bin/python doc/screenshots.py desktop
 
-# At once, because each waits for the network half of the time
+# At the same time, because each of them waits for the network half of the time
 environments:
 	@$(MAKE) --silent --jobs .venv/stamp .venv-8.0/stamp postgresql
 

@@ -7,7 +7,7 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction
 from trytond.wizard import Wizard
 
-from .exceptions import EmailQueueError
+from .exceptions import ReadonlyError
 
 GROUP = 'email_queue.group_email_queue'
 
@@ -15,8 +15,9 @@ GROUP = 'email_queue.group_email_queue'
 def looks_after_queue():
     """Return whether the user of the transaction looks after the queue.
 
-    These are the server itself (user 0), the members of the group and, on
-    Tryton 8.2, the administrators, who pass the access rights of every model.
+    Three kinds of users do: trytond itself (user 0), the members of the group
+    and, with trytond 8.2, the administrators, who pass the access rights of
+    every model.
     """
     if Transaction().user == 0:
         return True
@@ -29,7 +30,7 @@ def looks_after_queue():
 
 
 class QueueWizard(Wizard):
-    """A wizard for those who look after the queue.
+    """A wizard for the users who look after the queue.
 
     Every call of a client is checked. The check of ``trytond`` is not enough,
     because it reads the allowed groups from an action whose id the client
@@ -52,8 +53,7 @@ class QueueWizard(Wizard):
 def check_writable():
     """Check that the transaction can write.
 
-    :raises EmailQueueError: it is readonly. The transaction of an RPC method
-        is, unless its ``RPC`` says otherwise.
+    :raises ReadonlyError: the transaction is readonly.
     """
     if Transaction().readonly:
-        raise EmailQueueError(gettext('email_queue.msg_readonly'))
+        raise ReadonlyError(gettext('email_queue.msg_readonly'))

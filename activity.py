@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-
+"""How many emails were sent, failed or wait, by hour and by day."""
 import datetime as dt
 
 from sql import Literal, Null, Select, Union
@@ -11,10 +11,10 @@ from sql.functions import DateTrunc
 from trytond.model import ModelSQL, ModelView, fields
 from trytond.pool import Pool
 
+from .identity import WAITING
 from .tools import database_time
 
 EPOCH = dt.datetime(1970, 1, 1)
-WAITING = ['outbox', 'sending']
 
 
 class Activity(ModelSQL, ModelView):
@@ -81,8 +81,8 @@ class Activity(ModelSQL, ModelView):
             # Emails that wait from before are counted in the first period
             (t.create_date < since, since),
             else_=t.create_date)
-        # A subquery, so that PostgreSQL groups by a column: it takes two
-        # expressions with parameters for different ones
+        # A subquery, so that PostgreSQL groups by a column. It takes two equal
+        # expressions with parameters for different expressions.
         emails = t.select(
             t.state, t.create_date, DateTrunc(cls._period, at).as_('period'),
             where=((t.state == 'sent') & (t.sent_at >= since))
@@ -113,7 +113,7 @@ class ActivityHour(Activity):
 
     _period = 'hour'
     _length = dt.timedelta(hours=1)
-    # The labels of more would not fit side by side in either client
+    # Neither client has room for the labels of more hours side by side
     _count = 24
 
     @classmethod

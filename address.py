@@ -213,7 +213,7 @@ def _ascii_domain(domain):
     return idna.encode(domain, uts46=True, transitional=False).decode('ascii')
 
 
-def options(argument, values):
+def esmtp_options(argument, values):
     """Return the list of ESMTP parameters (RFC 5321 4.1.2) in ``values``.
 
     :param values: a text with blanks between parameters, or an iterable of

@@ -13,13 +13,14 @@ from trytond.wizard import (
 
 from .access import QueueWizard, check_writable
 from .address import Invalid, addresses, on_the_wire
-from .exceptions import EmailQueueError, MessageError, changed, not_an_address
+from .exceptions import ArgumentError, MessageError, changed, not_an_address
 from .mime import describe, header_fields, prepare
 from .recipients import address_of, split_lines
 from .tools import utc_now
 
 __all__ = ['Again']
 
+# The fields whose values the new email takes from the first
 COPIED = [
     'from_addr', 'mail_options', 'rcpt_options', 'priority', 'server']
 # The fields of a message that name its recipients
@@ -34,8 +35,8 @@ class Again:
     def queue_again(cls, email, to_addrs=None, data=None):
         """Queue an email once more and return the new one.
 
-        The new email has another Message-ID. Each of the two has a field that
-        names the other.
+        The new email has another Message-ID. Its field ``again_of`` names the
+        email, and the field ``again`` of the email names the new one.
 
         :param to_addrs: the new recipients, None for those of the email.
         :param data: the new message, None for that of the email.
@@ -82,7 +83,8 @@ class Again:
             message, too.
         :return: the new email.
         :raises StateError: the email has not failed at that address.
-        :raises ArgumentError: ``address`` is not one.
+        :raises MessageError: as of :meth:`queue_again`.
+        :raises ArgumentError: ``address`` is not one valid address.
         """
         lines = split_lines(email.refused)
         if email.state != 'failed' or refused not in map(address_of, lines):
@@ -107,7 +109,8 @@ def _renamed(data):
 def _corrected(data, wrong, right):
     "Return a message with an address replaced in the fields of recipients"
     found, end = header_fields(data)
-    # The domain can be written in both forms. Never a part of a longer address
+    # The domain can be in either form. A part of a longer address must not be
+    # replaced.
     forms = '|'.join(
         map(re.escape, sorted({wrong, on_the_wire(wrong)}, reverse=True)))
     pattern = re.compile(rf'(?<![\w.+-])(?:{forms})(?![\w-]|\.\w)', re.I)
@@ -154,7 +157,7 @@ class SendTo(QueueWizard):
     def do_send(self, action):
         email = self._email
         if not email:
-            raise EmailQueueError(gettext('email_queue.msg_again_none'))
+            raise _not_chosen('active_id')
         again = email.__class__.queue_to(
             email, self.start.refused, self.start.address)
         action['views'].reverse()
@@ -180,7 +183,8 @@ class SendToStart(ModelView):
 class ArchivedAgain(Wizard):
     """Send Again for archived emails.
 
-    For every user: whose emails they are is checked when they are queued.
+    Every user may start the wizard. Whether the emails are the user's own is
+    checked when they are queued.
     """
     __name__ = 'ir.email.send_again'
 
@@ -194,7 +198,7 @@ class ArchivedAgain(Wizard):
 
     @classmethod
     def check_access(cls):
-        # Core asks for the right to write archived emails, which nobody has
+        # trytond asks for the right to write archived emails, which nobody has
         pass
 
     def transition_send(self):
@@ -202,10 +206,16 @@ class ArchivedAgain(Wizard):
         context = Transaction().context
         ids = context.get('active_ids')
         if context.get('active_model') != Email.__name__ or not ids:
-            raise EmailQueueError(gettext('email_queue.msg_again_none'))
+            raise _not_chosen('active_ids')
         Email.queue_again(Email.browse(ids))
         return 'end'
 
 
 class ArchivedAgainStart(ModelView):
     __name__ = 'ir.email.send_again.start'
+
+
+def _not_chosen(argument):
+    "Return the error about a wizard that is started without an email"
+    return ArgumentError(
+        gettext('email_queue.msg_again_none'), argument, '')

@@ -1,8 +1,8 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Which server sends the emails of a sender, and from which address.
+"""Which server sends the emails of an author, and from which address.
 
-The option ``for_NAME`` lists the senders whose emails the server NAME sends.
+The option ``for_NAME`` lists the authors whose emails the server NAME sends.
 ``from_NAME`` is the only address that the server NAME lets its login send
 from. This file knows no database and no SMTP.
 """
@@ -40,15 +40,15 @@ class Mailbox(NamedTuple):
 
 def is_set():
     "Return whether one of the options ``for_NAME`` and ``from_NAME`` is set"
-    return bool(_senders_by_server() or settings.named(FROM))
+    return bool(_authors_by_server() or settings.named(FROM))
 
 
 def on_behalf(server, from_addr, data):
-    """Return the server, the envelope's sender and the bytes that are sent.
+    """Return the server's name, the envelope sender and the bytes to send.
 
-    :param server: the name that the caller has chosen, None for none.
-    :param from_addr: the envelope's sender, as :func:`envelope_from` has it.
-    :param data: the bytes of the message, as :func:`prepare` has them.
+    :param server: the name that the caller has chosen, None for no choice.
+    :param from_addr: the envelope sender, as :func:`envelope_from` returns it.
+    :param data: the bytes of the message, as :func:`prepare` returns them.
     :raises Invalid: the configuration is not valid.
     """
     if is_set():
@@ -59,7 +59,7 @@ def on_behalf(server, from_addr, data):
 
 
 def sent_from(server, from_addr, data):
-    "Return the envelope's sender and the bytes that ``server`` may send"
+    "Return the envelope sender and the bytes that ``server`` may send"
     box, header = mailbox(server), _Header(data)
     if box and not header.is_signed and not _equal(
             header.addresses('from'), [box.address]):
@@ -77,18 +77,18 @@ def mailbox(server):
 
 
 def server_for(from_addr, data):
-    "Return the name of the server for a sender, None for the default server"
+    "Return the name of the server for the author, None for the default server"
     header = _Header(data)
-    senders = header.addresses('on-behalf-of')
-    senders += (
+    authors = header.addresses('on-behalf-of')
+    authors += (
         header.addresses('from') if from_addr == NULL_SENDER else [from_addr])
     known = {
-        name: _senders(f'{FOR}{name}', text)
-        for name, text in _senders_by_server().items()}
-    for sender in senders:
+        name: _authors(f'{FOR}{name}', text)
+        for name, text in _authors_by_server().items()}
+    for author in authors:
         # An option that lists the whole address precedes one that lists its
         # domain
-        for key in [sender.casefold(), _domain(sender)]:
+        for key in [author.casefold(), _domain(author)]:
             for name, listed in known.items():
                 if key in listed:
                     return _configured(name)
@@ -96,8 +96,8 @@ def server_for(from_addr, data):
 
 def _configured(name):
     if name not in settings.servers():
-        # No other server: it could refuse the email, or send it as somebody
-        # else's
+        # Another server could refuse the email, or send it under another
+        # address
         raise Invalid('server', name, 'msg_server_unknown')
     return name
 
@@ -106,14 +106,14 @@ def _domain(address):
     return f"@{address.rpartition('@')[2].casefold()}"
 
 
-def _senders_by_server():
+def _authors_by_server():
     "Return the texts of the options ``for_NAME`` by the name of the server"
     return {name: text for name, text in settings.named(FOR).items() if name}
 
 
 @functools.lru_cache(1024)
-def _senders(option, text):
-    "Return the addresses, and the domains with their @, of an option"
+def _authors(option, text):
+    "Return the addresses and the domains (with their @) in an option"
     listed = set()
     try:
         for item in filter(None, map(str.strip, text.split(','))):
@@ -137,7 +137,7 @@ def _mailbox(option, text):
 
 
 def _name_in(text):
-    "Return the name before the first address, as it stands in the text"
+    "Return the name before the first address, as ``text`` has it"
     match = _name.match(text)
     return match['name'].strip() if match else ''
 
@@ -147,7 +147,7 @@ def _equal(some, others):
 
 
 class _Header:
-    "The fields in the header of a message that name its sender"
+    "The fields in the header of a message that name its author"
 
     def __init__(self, data):
         self._texts = {}

@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """The bytes of a notice of non-delivery → what it says (RFC 3464, qmail).
 
-Knows no database. Anybody can send such bytes, so no bytes make these
+This file knows no database. Anybody can send such bytes, so no bytes make its
 functions raise an error, and only a bounded part of the bytes is read.
 """
 import email
@@ -17,10 +17,10 @@ from .words import decoded_words, in_charset, printable, unfolded, with_domains
 __all__ = ['Notice', 'Recipient', 'read']
 logger = logging.getLogger(__name__)
 
-# In bytes: a larger notice is not read at all
+# A notice of more bytes is not read at all
 SIZE = 8 * 1024 * 1024
-# In bytes: of a notice only this much is read, because the report comes before
-# the returned message, which can be large
+# So many bytes of a notice are read. They hold the report, because it comes
+# before the returned message, which can be large.
 READ_SIZE = 512 * 1024
 RECIPIENTS = 1000
 TEXT_LINES = 5000
@@ -44,11 +44,11 @@ class Recipient(NamedTuple):
     """What a notice says about a recipient.
 
     :param address: the address that could not be reached.
-    :param original: the address that the sender gave, empty where the notice
-        does not tell it.
+    :param original: the address in the envelope of the email, empty where the
+        notice does not have it.
     :param action: ``failed``, ``delayed``, ``delivered`` …
-    :param status: the enhanced status code (:rfc:`3463`), preferably that in
-        the words of the server beyond the relay.
+    :param status: the enhanced status code (:rfc:`3463`). It is taken from the
+        words of the server beyond the relay where they have a code.
     :param words: the words of the server, one line.
     """
     address: str
@@ -61,8 +61,9 @@ class Recipient(NamedTuple):
 class Notice(NamedTuple):
     """What a notice says.
 
-    :param message_id: of the message that is returned.
-    :param envelope_id: the ENVID of its envelope, empty where it had none.
+    :param message_id: the Message-ID of the returned message.
+    :param envelope_id: the ENVID of its envelope, empty if it had none.
+    :param recipients: a tuple of :class:`Recipient`.
     """
     message_id: str
     envelope_id: str
@@ -87,8 +88,8 @@ def _read(data):
         return _of_qmail(message)
     if message.get_content_type() not in REPORT_TYPES:
         return None
-    # Only parts of the notice itself, because the returned message can contain
-    # anything, also a forged report
+    # Only the parts of the notice itself are read, because the returned
+    # message can contain anything, such as a forged report
     parts = message.get_payload()
     status = _first(parts, STATUS_TYPES)
     if status is None:
@@ -120,14 +121,14 @@ def _first(parts, types):
 
 
 def _blocks(part):
-    "Return the groups of fields of a report: that of the message comes first"
+    "Return the groups of fields of a report; the first is about the message"
     blocks = part.get_payload()
     if isinstance(blocks, str):
         return _parsed(_decoded(part))
     if part.get_content_type() == 'message/delivery-status':
         return blocks
-    # In a message/global-delivery-status the standard library takes all groups
-    # after the first for a body
+    # The standard library does not know message/global-delivery-status, and
+    # takes all groups after the first for a body
     return [
         block for first in blocks
         for block in [first, *_parsed(_decoded(first))]]
@@ -174,8 +175,8 @@ def _value(fields, name):
     "Return the first value of a field as one line, empty without the field"
     value = next(
         (v for n, v in fields.raw_items() if n.lower() == name.lower()), '')
-    # Bytes that are not ASCII are surrogates here. Reading the field by its
-    # name would make question marks of them.
+    # Not ``fields[name]``, because it would replace bytes that are not ASCII,
+    # which are surrogates here, by question marks
     text = in_charset(value.encode('utf-8', 'surrogateescape'), None)
     return printable(decoded_words(unfolded(text)))
 

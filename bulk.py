@@ -2,6 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """How emails become rows: many in one statement, and each key only once."""
 import functools
+import inspect
 import operator
 import re
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ from .tools import database_time, forget
 
 __all__ = ['Bulk', 'batches', 'checked_key']
 
-# How many emails one statement creates at most, so that the memory does not
-# grow with their number. Larger statements are slower, because for each record
-# trytond looks at the ids of all others that it is browsed with.
+# How many emails, and how many bytes of messages, one statement creates at
+# most, so that the memory does not grow with the number of emails. Larger
+# statements are slower, because for each record trytond looks at the ids of
+# all records that are browsed with it.
 ROWS, BYTES = 200, 8 * 2 ** 20
 # GIVEN are the fields that have a value in each new email. CHECKED are all
 # fields whose values are checked before the email is created.
@@ -36,10 +38,10 @@ CHECKED = GIVEN | {
     'accepted', 'again_of', 'bounced_at', 'events', 'first_attempt',
     'own_priority', 'queue_id', 'reason', 'refused', 'sent_at', 'suspect',
     'suspect_since', 'uncertain'}
-# Whether the emails that the thread creates have had their values checked
+# Whether the values of the emails that the thread creates are checked already
 _is_checked = ContextVar('is_checked', default=False)
 SAVEPOINT = 'email_queue_bulk'
-# An index has room for 2,700 bytes
+# In characters, because an index of PostgreSQL has room for 2,700 bytes
 KEY_LENGTH = 500
 KEY_INDEX = 'email_queue_key_unique'
 
@@ -55,12 +57,15 @@ class Bulk:
     def queue_mails(cls, mails):
         """Queue many emails in the current transaction, all or none.
 
-        :param mails: an iterable of tuples: sender, recipients and message as
-            of :meth:`queue_mail`, and a dictionary of its other arguments,
-            which may be left out. A generator must not end the transaction.
+        :param mails: an iterable of tuples: sender, recipients, message, and a
+            dictionary of further arguments, all for :meth:`queue_mail`. The
+            dictionary may be left out. A generator must not end the
+            transaction.
         :return: the records, in the same order.
-        :raises ArgumentError: one of them cannot be queued, with its index.
-            Nothing is queued then and the transaction remains usable.
+        :raises ArgumentError: an email cannot be queued; ``index`` tells which
+            one. Nothing is queued then, and the transaction remains usable.
+        :raises TypeError: an item is no such tuple, or has an unknown keyword.
+        :raises SettingError, ReadonlyError: as of :meth:`queue_mail`.
         """
         check_writable()
         items = cls._bulk_items(mails)
@@ -79,10 +84,11 @@ class Bulk:
             try:
                 from_addr, to_addrs, msg, *others = mail
                 keywords, = others or [{}]
+                keywords = {**keywords}
             except (TypeError, ValueError) as error:
                 raise TypeError(
-                    f"mails[{index}] is no tuple of sender, recipients, "
-                    f"message and keywords: {error}") from error
+                    f"queue_mails: mails[{index}] is no tuple of sender, "
+                    f"recipients, message and keywords: {error}") from error
             try:
                 values = cls._checked_values(
                     from_addr, to_addrs, msg, clock=clock, **keywords)
@@ -91,16 +97,26 @@ class Bulk:
                     gettext('email_queue.msg_mails_item',
                         index=index, error=error.message),
                     error.argument, error.value, index) from error
-            except TypeError as error:
-                # An unknown keyword
-                raise TypeError(f"mails[{index}]: {error}") from error
+            except TypeError:
+                cls._check_keywords(index, keywords)
+                raise
             yield values, keywords.get('scheduled_at') is None
+
+    @classmethod
+    def _check_keywords(cls, index, keywords):
+        "Check that ``keywords`` are arguments of :meth:`queue_mail`"
+        _, _, _, *known = inspect.signature(cls.queue_mail).parameters
+        for name in keywords:
+            if name not in known:
+                raise TypeError(
+                    f"queue_mails: mails[{index}] has the unknown keyword "
+                    f"{name!r}") from None
 
     @classmethod
     def _create_items(cls, items):
         """Create emails in batches and return their ids.
 
-        The id of an email whose key is there is that of the one that has it.
+        If an email in the queue has the key of an item, its id is returned.
 
         :param items: pairs of values and whether a worker sends the email at
             the commit.
@@ -156,10 +172,11 @@ class Bulk:
     def _unchecked_fields(cls):
         """Return the names of the fields that trytond has to validate.
 
-        Only the fields with a rule that is not the module's own, because its
-        own values are checked already, and to validate them once more takes as
-        long as to insert the email. None stands for all fields, where another
-        module extends ``validate_fields``, which gets their names.
+        They are the fields to which another module has added a rule. The
+        values of the other fields are checked already, and validating them
+        once more would take as long as inserting the email. None stands for
+        all fields: it is returned where another module extends
+        ``validate_fields``, which gets the names.
         """
         if (cls.validate_fields.__func__
                 is not ModelStorage.validate_fields.__func__):
@@ -172,7 +189,7 @@ class Bulk:
 
     @classmethod
     def _taken_keys(cls, keys):
-        "Return the ids of the emails that have one of these keys, by key"
+        "Return the ids of the emails in the queue with these keys, by key"
         keys = list({key for key in keys if key is not None})
         if not keys:
             return {}
@@ -184,8 +201,8 @@ class Bulk:
 
     @classmethod
     def _make_keys_unique(cls):
-        # By SQL, because an index of trytond is never unique, and the index
-        # of its constraint would have an entry for each row without a key
+        # By SQL, because an index of trytond is never unique, and the index of
+        # a constraint would have an entry for each row without a key
         Transaction().connection.cursor().execute(
             f'CREATE UNIQUE INDEX IF NOT EXISTS "{KEY_INDEX}" '
             f'ON "{cls._table}" ("key") WHERE "key" IS NOT NULL')
@@ -202,8 +219,8 @@ class Bulk:
     def _create_captured(cls, items):
         """Create captured emails.
 
-        :param items: pairs of whether the email is about one in the queue,
-            and what :meth:`_create_items` takes.
+        :param items: pairs of whether the email is about an email in the
+            queue, and an item for :meth:`_create_items`.
         """
         for is_about_queue, group in groupby(items, operator.itemgetter(0)):
             # An email about the queue must not fire the trigger that may have
@@ -214,7 +231,10 @@ class Bulk:
 
 
 def checked_key(key):
-    "Return a key, None for none"
+    """Return a key, or None.
+
+    :raises Invalid: the key is no text of one line, or too long.
+    """
     if key is not None and not (
             isinstance(key, str) and key.isprintable()
             and 0 < len(key.strip()) and len(key) <= KEY_LENGTH):
@@ -223,7 +243,7 @@ def checked_key(key):
 
 
 def batches(items):
-    "Yield lists of pairs whose first are values, with a bound in bytes, too"
+    "Yield lists of at most ``ROWS`` items, which end after ``BYTES`` bytes"
     batch, size = [], 0
     for item in items:
         batch.append(item)

@@ -23,7 +23,7 @@ from trytond.wizard import Button, StateAction, StateTransition, StateView
 from . import behalf, oauth
 from .access import QueueWizard, looks_after_queue
 from .address import NULL_SENDER, Invalid, addresses, envelope_from
-from .exceptions import EmailQueueError, LoginError, SettingError
+from .exceptions import ArgumentError, LoginError, SettingError
 from .handover import client_of
 from .health import CRITICAL, OK
 from .mime import header_fields, prepare, value_of
@@ -37,7 +37,7 @@ __all__ = ['check', 'monitor']
 # The time-out of a step in seconds; short, because a person waits
 TIMEOUT = 10
 STANDARD_PORT, TLS_PORT = 25, 465
-# A certificate that ends within this time should be renewed
+# A certificate that ends within so many seconds should be renewed
 CERTIFICATE_SECONDS = 14 * 24 * 60 * 60
 CERTIFICATE_NAMES = 3
 OFFERS = ['SIZE', 'PIPELINING', 'DSN', 'SMTPUTF8']
@@ -46,10 +46,10 @@ OFFERS = ['SIZE', 'PIPELINING', 'DSN', 'SMTPUTF8']
 class Step(NamedTuple):
     """A step of a check.
 
-    :param name: the end of the name of the message that is its title.
-    :param good: whether the next step can be tried.
-    :param words: what was found.
-    :param advice: what to do about it, if anything.
+    :param name: the end of the XML id of the message that is its title.
+    :param good: whether the step has found nothing wrong.
+    :param words: what the step has found.
+    :param advice: what a person can do, empty for nothing.
     """
     name: str
     good: bool
@@ -77,7 +77,7 @@ class _Bad(Exception):
 def check(Model, server, email=None):
     """Return the steps of the check of a server; only the last can be bad.
 
-    :param server: its name, None for the default server.
+    :param server: the name of the server, None for the default server.
     :param email: the address of the user who would send.
     """
     steps = []
@@ -120,8 +120,8 @@ def _settings(server):
     try:
         settings = Settings.read(server)
         behalf.mailbox(server)
-        # An invalid ``for_NAME`` concerns all servers, because none can be
-        # chosen then
+        # An invalid ``for_NAME`` concerns all servers, because no server can
+        # be chosen then
         behalf.server_for(NULL_SENDER, b'')
     except SettingError as error:
         raise _bad('settings', error.message, 'msg_check_settings_value')
@@ -135,7 +135,8 @@ def _settings(server):
         known = parts.hostname and parts.port != 0
     except ValueError:
         known = False
-    # The host that trytond reads must be the one that was meant
+    # An unquoted character in the password could make trytond read another
+    # host than the person has written
     if not (known and parts.scheme.startswith('smtp')
             and host == server_name(uri)):
         raise _bad('settings', server_name(uri), 'msg_check_settings_uri')
@@ -200,8 +201,8 @@ def _encrypted(uri):
 
 
 def _token(Model, server):
-    # A new token, because one from before says nothing about today's secret
-    oauth.forget(server)
+    # A new token, because an old token would not show that the secret is wrong
+    oauth.drop_token(server)
     try:
         return Model.access_token(server)
     except LoginError as error:
@@ -317,7 +318,8 @@ class QueueTest(QueueWizard):
         user = User(Transaction().user)
         from_addr = config.get('email', 'from')
         if not from_addr:
-            raise EmailQueueError(gettext('email_queue.msg_test_sender'))
+            raise SettingError(
+                gettext('email_queue.msg_test_sender'), 'from', '')
         return {
             'from_addr': from_addr,
             'to_addr': self._chosen('to_addr') or user.email,
@@ -345,8 +347,9 @@ class QueueTest(QueueWizard):
         user = Pool().get('res.user')(Transaction().user)
         values = self.default_start([])
         if not values['to_addr']:
-            raise EmailQueueError(gettext(
-                    'email_queue.msg_test_recipient', user=user.rec_name))
+            raise ArgumentError(
+                gettext('email_queue.msg_test_recipient', user=user.rec_name),
+                'to_addr', '')
         # EmailMessage would refuse an invalid address in worse words than
         # ``queue_message``
         msg = MIMEText(

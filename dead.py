@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """Addresses that do not work: what is known of them, and what a sender learns.
 
-This knowledge only helps: if the database does not take it now, the next email
-to the address teaches the same.
+A sender only logs errors of this file, because the next email to an address
+teaches the same.
 """
 import datetime as dt
 import logging
@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 GONE = {'5.1.1', '5.1.2', '5.1.3', '5.1.6', '5.1.10', '5.2.1'}
 # After so many notices an address counts as one that does not work
 BOUNCES = 2
-# An email that was accepted counts as arrived after so many days without a
-# notice
+# An accepted email counts as arrived after so many days without a notice
 WORKS_DAYS = 7
 SLICE = 1000
 
@@ -81,7 +80,8 @@ class DeadAddress(ModelSQL, ModelView):
     def check_modification(cls, mode, records, values=None, external=False):
         super().check_modification(
             mode, records, values=values, external=external)
-        # Clients change nothing; who looks after the queue deletes an address
+        # Users who look after the queue can delete an address by a client, but
+        # nobody can make or change one
         if external and not (mode == 'delete' and looks_after_queue()):
             raise AccessError(gettext('email_queue.msg_modification'))
 
@@ -109,9 +109,9 @@ class DeadAddress(ModelSQL, ModelView):
     def find(cls, addresses):
         """Return what is known of some addresses.
 
-        :param addresses: in small letters.
-        :return: by address a pair: since when the address does not work, None
-            if it may work, and the words of the server.
+        :param addresses: the addresses, in small letters.
+        :return: a dict by address of pairs: since when the address does not
+            work (None if it may work), and the words of the server.
         """
         known = {}
         for t, where in cls._in(addresses):
@@ -127,10 +127,10 @@ class DeadAddress(ModelSQL, ModelView):
     def learn(cls, answers, refused):
         """Note that addresses do not work.
 
-        :param answers: by address, in small letters, a pair of the words of
-            the server and the id of the email.
-        :param refused: whether the mail server itself has refused it, rather
-            than a notice told so.
+        :param answers: a dict by address, in small letters, of pairs: the
+            words of the server and the id of the email.
+        :param refused: whether the mail server itself has refused the
+            addresses. Otherwise a notice has come about them.
         """
         for address, (words, email) in answers.items():
             t = cls.__table__()
@@ -158,8 +158,8 @@ class DeadAddress(ModelSQL, ModelView):
     def works(cls, addresses):
         """Note that the mail server has accepted an email to addresses.
 
-        An address that only this server had refused works again. An address
-        that has bounced may bounce again, so it stays for a week.
+        An address without a bounce is deleted, because it works again. An
+        address with bounces may bounce again, so it stays for a week.
         """
         for t, where in cls._in(addresses):
             cls._execute(t.delete(where=where & (t.bounces == 0)))
@@ -176,7 +176,10 @@ class DeadAddress(ModelSQL, ModelView):
 
     @classmethod
     def erase(cls, address):
-        "Delete an address that is erased, and mask it in the words of others"
+        """Delete an address that is erased, and mask it in other words.
+
+        :param address: a ``retention._Address``.
+        """
         for t, where in cls._in(address.texts):
             cls._execute(t.delete(where=where))
         t = cls.__table__()
@@ -198,7 +201,7 @@ class Addresses:
     def __init__(self, store, is_redirected):
         self._store = store
         self._Model = Pool().get('email.queue.address')
-        # With a redirection the outcome is about the address of redirect only
+        # With the option ``redirect`` an outcome is about its address only
         self._is_off = is_redirected
         self._is_used = False
         self._known, self._accepted, self._gone = set(), set(), {}
@@ -212,7 +215,7 @@ class Addresses:
             logger.info("nothing is learned of addresses", exc_info=True)
 
     def look_up(self, rows):
-        "Return the rows with the recipients that are not to be tried"
+        "Return the rows, each with its recipients that are not tried (dead)"
         if not self._is_used:
             return rows
         addresses = {a.lower() for row in rows for a in row.remaining}

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-
+"""The model of the queue: its fields, how emails are queued, its buttons."""
 import datetime as dt
 import functools
 import logging
@@ -29,7 +29,7 @@ from . import (
 from .access import check_writable
 from .address import (
     Invalid, envelope_from, envelope_recipients, envelope_sender, envelope_to,
-    options)
+    esmtp_options)
 from .exceptions import (
     VALUE_LENGTH, ArgumentError, EmailQueueError, ExpiredWarning, MessageError,
     SettingError, UncertainWarning, UrgentWarning, changed)
@@ -39,7 +39,7 @@ from .reasons import REASONS
 from .recipients import remaining, split_addresses
 from .retention import Retention
 from .settings import InvalidSetting
-from .shown import Titled, Told, in_whole_seconds
+from .shown import Titled, WithOutcome, in_whole_seconds
 from .store import CRASHES_ALONE
 from .tools import database_time, forget, utc_now
 from .words import printable, with_domains
@@ -51,29 +51,28 @@ PRIORITIES = {
     'normal': '20',
     'bulk': '30',
     }
-# How many emails a text names at most
+# How many emails a warning names at most
 NAMES = 5
-# The address of a captured email that has none
-UNKNOWN = '?'
-# How many values a statement has at most
+# How many ids a statement has at most
 IDS_LENGTH = 1000
 TRUE = Literal(True)
-# The digits that fit any integer of a database
+# So many digits fit an integer of any database
 ID_LENGTH = 18
 
 
 def transition(state):
-    """Return a decorator as ``Workflow.transition``, safe from senders.
+    """Return a decorator like ``Workflow.transition``, but safe from senders.
 
-    Where the state of an email has no such transition, or a sender has claimed
-    it in the meantime, nothing is changed and an error says so.
+    The decorated method raises StateError and changes nothing if the state of
+    an email has no such transition, or if a sender has claimed the email in
+    the meantime.
     """
     def decorator(func):
         func = Workflow.transition(state)(func)
 
         @functools.wraps(func)
         def wrapper(cls, emails, *args, **kwargs):
-            cls._hold(emails, {
+            cls._keep_from_senders(emails, {
                     before for before, after in cls._transitions
                     if after == state})
             return func(cls, emails, *args, **kwargs)
@@ -82,8 +81,8 @@ def transition(state):
 
 
 class EmailQueue(
-        again.Again, bulk.Bulk, notices.Notices, Retention, Titled, Told,
-        Workflow, ModelSQL, ModelView):
+        again.Again, bulk.Bulk, notices.Notices, Retention, Titled,
+        WithOutcome, Workflow, ModelSQL, ModelView):
     __name__ = 'email.queue'
     _rec_name = 'subject'
 
@@ -335,14 +334,14 @@ class EmailQueue(
     sent_or_due = fields.Function(
         fields.Timestamp(
             "Sent or Due",
-            help="When the email was sent, or when it goes next."),
+            help="When the email was sent, or when it is due."),
         'get_sent_or_due', searcher='search_sent_or_due')
     notice = fields.Function(
         fields.Char("Notice",
             states={
                 'invisible': ~Eval('notice'),
                 },
-            help="Why nothing is sent, or nothing to its recipients, "
+            help="Why nothing is sent, or why emails go to another address, "
             "and since when the server takes no emails."),
         'get_notice')
 
@@ -350,7 +349,7 @@ class EmailQueue(
     def __setup__(cls):
         super().__setup__()
         cls._order.insert(0, ('id', 'DESC'))
-        # As read returns them
+        # In whole seconds, as ``read`` returns them
         for name in [
                 'create_date', 'scheduled_at', 'expires_at', 'first_attempt',
                 'sent_at', 'bounced_at', 'suspect_since', 'sent_or_due']:
@@ -366,7 +365,7 @@ class EmailQueue(
                     (t.scheduled_at, Index.Range()),
                     (t.id, Index.Range()),
                     where=t.state == 'outbox'),
-                # Those that are sent alone
+                # Emails that are sent alone, because of their crashes
                 Index(
                     t,
                     (t.server, Index.Range()),
@@ -380,25 +379,26 @@ class EmailQueue(
                 Index(
                     t, (t.suspect, Index.Equality()),
                     where=(t.state == 'outbox') & (t.suspect != '')),
-                # What another tool has written
+                # Rows that another tool has left incomplete
                 Index(
                     t, (t.id, Index.Range()),
                     where=incomplete.is_incomplete(t)),
-                # Cleaning
+                # Cancelled emails that the daily job deletes
                 Index(
                     t,
                     (Coalesce(t.write_date, t.create_date), Index.Range()),
                     (t.id, Index.Range()),
                     where=t.state == 'cancelled'),
                 Index(t, (t.message_id, Index.Equality())),
-                # Notices about what Amazon SES has given another Message-ID
+                # Notices about emails to which Amazon SES has given another
+                # Message-ID
                 Index(
                     t, (t.queue_id, Index.Equality()),
                     where=t.queue_id.like(notices.SES_ID)),
                 Index(
                     t, (t.id, Index.Range()),
                     where=t.queue_id.like(notices.SES_IDS)),
-                # A search by the ORM
+                # A search for the Message-ID by the ORM
                 Index(t, (Coalesce(t.message_id, ''), Index.Equality())),
                 Index(
                     t, (t.resource, Index.Similarity(begin=True)),
@@ -407,7 +407,7 @@ class EmailQueue(
                     t, (t.again_of, Index.Range()),
                     where=t.again_of != Null),
                 Index(t, (t.state, Index.Equality()), (t.id, Index.Range())),
-                # What is counted and searched by reason
+                # Emails that are counted and searched by reason
                 Index(
                     t, (t.state, Index.Range()), (t.reason, Index.Range()),
                     where=t.reason != Null),
@@ -425,7 +425,7 @@ class EmailQueue(
                 Index(t, (t.sent_at, Index.Range()), where=t.state == 'sent'),
                 })
 
-        # Those that people make: the others are the senders'
+        # The transitions that people make. Senders make the other ones by SQL.
         cls._transitions |= {
             ('failed', 'outbox'),
             ('cancelled', 'outbox'),
@@ -454,13 +454,15 @@ class EmailQueue(
                 'depends': ['state'],
                 },
             )
-        # In 8.2 administrators pass every access right of the model
+        # Removed, because in trytond 8.2 administrators have every access
+        # right of the model
         for name in ['create', 'write', 'copy', 'delete', 'import_data']:
             cls.__rpc__.pop(name, None)
 
     @classmethod
     def __register__(cls, module):
-        # Before, so that NULL keeps no column from being NOT NULL
+        # Rows are completed before the columns are made, because NULL would
+        # keep a column from being NOT NULL
         cls._rename_columns(module)
         original.convert(cls, module)
         cls._complete(module)
@@ -471,13 +473,13 @@ class EmailQueue(
 
     @classmethod
     def _rename_columns(cls, module):
-        "Rename what version 8.2.0 called by another name"
+        "Rename the columns that had another name in version 8.2.0"
         if backend.TableHandler.table_exist(cls._table):
             cls.__table_handler__(module).column_rename('sender', 'slot')
 
     @classmethod
     def _complete(cls, module):
-        "Complete the rows of a table that is there"
+        "Complete the rows if the table exists"
         if backend.TableHandler.table_exist(cls._table):
             handler = cls.__table_handler__(module)
             if all(map(handler.column_exist, incomplete.REQUIRED)):
@@ -486,7 +488,7 @@ class EmailQueue(
 
     @classmethod
     def _show_domains(cls):
-        "Write the domains of version 8.2.0 as people write them"
+        "Write domains as people do, which version 8.2.0 stored as *xn--…*"
         t = cls.__table__()
         names = ['from_addr', 'to_addrs', 'accepted', 'refused', 'error']
         columns = [Column(t, name) for name in names]
@@ -506,8 +508,8 @@ class EmailQueue(
     def __setup_indexes__(cls):
         super().__setup_indexes__()
         database = Transaction().database
-        # For the search box. Any other kind of index is of no use to it, and
-        # has no room for a long list of recipients.
+        # For the search box. Another kind of index would be of no use for its
+        # patterns, and has no room for a long list of recipients.
         if (hasattr(database, 'has_extension')
                 and database.has_extension('pg_trgm')):
             t = cls.__table__()
@@ -566,7 +568,7 @@ class EmailQueue(
             for e in emails}
 
     def _waits(self, now, outcome):
-        "Return what became of the email, with what it waits for"
+        "Return the outcome of the email, with what the email waits for"
         if self.state != 'outbox':
             return outcome
         if (self.crashes or 0) >= CRASHES_ALONE:
@@ -584,7 +586,7 @@ class EmailQueue(
 
     def _trouble(self, troubles, now):
         "Return the trouble of the server that the email waits for, or None"
-        # Before a client creates one, which is refused, its values are read
+        # ``scheduled_at`` is None in a record that a client has not saved
         if (self.state == 'outbox' and not self.bounced_at
                 and not self.uncertain and not self.suspect_since
                 and (self.scheduled_at or now) <= now):
@@ -624,7 +626,8 @@ class EmailQueue(
 
     @classmethod
     def _read_with_resources(cls, ids, fields_names):
-        # A record that one may not read would break the list for all
+        # One resource that the user may not read would be an error for the
+        # whole list
         prefix = 'resource.'
         names = [n for n in fields_names if not n.startswith(prefix)]
         related = [
@@ -662,10 +665,11 @@ class EmailQueue(
     @classmethod
     def get_contents(cls, emails, names):
         contents = {name: {} for name in names}
-        # The client asks for the size only of the fields that it shows
+        # The client may ask for the size of ``msg`` instead of its bytes
         with Transaction().set_context({f'{cls.__name__}.msg': None}):
             for email in emails:
-                # One after another as a read loads all that are browsed
+                # One email at a time, because a read loads the messages of all
+                # records that are browsed together
                 reading = preview.read(cls(email.id).msg or b'')
                 for name in names:
                     contents[name][email.id] = _shown(email, reading, name)
@@ -694,7 +698,7 @@ class EmailQueue(
         return notices
 
     def get_waiting(self, name):
-        if self.state in {'outbox', 'sending'}:
+        if self.state in identity.WAITING:
             return '\n'.join(remaining(
                     self.to_addrs, self.accepted, self.refused))
 
@@ -725,7 +729,8 @@ class EmailQueue(
     def view_attributes(cls):
         state = Eval('state', '')
         return super().view_attributes() + [
-            # Whole rows are quiet: a client may paint their background
+            # A whole row is only muted, because a client may paint its
+            # background
             ('/tree', 'visual',
                 If(state == 'cancelled', 'muted', ''), ['state']),
             ('/tree/field[@name="state"]', 'visual',
@@ -735,7 +740,7 @@ class EmailQueue(
                             | Bool(Eval('suspect_since'))),
                         'warning', '')),
                 ['state', 'uncertain', 'suspect_since']),
-            # The text is beside the HTML only where there is none
+            # With HTML the text is on a page of its own
             ('/form//group[@id="text"]', 'states',
                 {'invisible': Bool(Eval('html'))}, ['html']),
             ('/form//page[@id="plain"]', 'states',
@@ -775,7 +780,7 @@ class EmailQueue(
 
         The positional arguments are those of ``smtplib.SMTP.sendmail``.
 
-        :param from_addr: the sender's address, ``<>`` for the null sender.
+        :param from_addr: the envelope sender, ``<>`` for the null sender.
         :param to_addrs: an iterable of addresses, or one string that may hold
             several.
         :param msg: ``bytes``, an ASCII ``str`` or an
@@ -784,23 +789,24 @@ class EmailQueue(
         :param rcpt_options: ESMTP options of every RCPT, such as
             ``NOTIFY=FAILURE``.
         :param priority: ``urgent``, ``normal`` or ``bulk``.
-        :param scheduled_at: not before: a ``datetime`` (naive is UTC) or a
-            ``timedelta`` from now. None is now.
-        :param expires_at: not after, in the same way. None is never.
+        :param scheduled_at: when the email is due: a ``datetime`` (naive is
+            UTC) or a ``timedelta`` from now. None is now.
+        :param expires_at: when the email fails if it is not sent by then, in
+            the same way. None is never.
         :param resource: the saved record that the email is about, or its
             ``MODEL,ID``.
-        :param server: the name of one of the configured servers. None is the
-            one that the sender chooses, else the default one.
-        :param sensitive: whether the message holds a secret: nobody sees it
-            in the queue, and it is removed from there when it was sent.
-        :param key: what the caller calls the email. Where an email has that
-            key already, nothing is queued.
-        :return: a list with the one new record, or with the one that has the
-            key.
+        :param server: the name of a configured server. None is the server for
+            the author of the email, or the default server.
+        :param sensitive: whether the message holds a secret. Nobody sees such
+            a message in the queue, and it is removed once it is sent.
+        :param key: a name that the caller gives the email. If an email has
+            this key already, nothing is queued.
+        :return: a list with the new record, or with the record that has the
+            key already.
         :raises ArgumentError: one of the arguments cannot be queued.
-        :raises EmailQueueError: the configuration makes no sense, or the
-            transaction is readonly. Nothing is queued then and the transaction
-            remains usable.
+        :raises SettingError: the configuration makes no sense.
+        :raises ReadonlyError: the transaction is readonly. After any of these
+            errors nothing is queued, and the transaction remains usable.
         """
         check_writable()
         values = cls._checked_values(
@@ -812,7 +818,7 @@ class EmailQueue(
 
     @classmethod
     def _push(cls, emails):
-        "Let a worker, where there is one, send what is due at the commit"
+        "Let a worker, if there is one, send the due emails at the commit"
         if emails and config.getboolean('queue', 'worker'):
             Transaction().join(_Push()).put(emails[0])
 
@@ -832,7 +838,7 @@ class EmailQueue(
 
     @classmethod
     def _envelope(cls, msg, from_addr, to_addrs):
-        "Return sender and recipients, from the headers where they are None"
+        "Return sender and recipients, from the header of ``msg`` if None"
         with _argument_errors():
             if from_addr is None:
                 from_addr = envelope_sender(msg)
@@ -842,20 +848,25 @@ class EmailQueue(
 
     @classmethod
     def queue_captured(cls, emails, strict=False):
-        """Queue what core was told to send.
+        """Queue the emails that ``trytond.sendmail`` was told to send.
 
-        :param emails: triples of sender, recipients and ``Message`` as of
-            ``smtplib.SMTP.send_message``.
-        :param strict: whether one that can not be queued is an error. Else it
-            becomes a failed record.
+        :param emails: triples of sender, recipients and ``Message``, as
+            ``smtplib.SMTP.send_message`` takes them.
+        :param strict: whether an email that cannot be queued is an error.
+            Otherwise it becomes a failed email.
+        :raises ArgumentError, SettingError: with ``strict``, as
+            :meth:`queue_mail`.
+        :raises ReadonlyError: the transaction is readonly.
         """
         check_writable()
         cls._create_captured(cls._captured_items(emails, strict))
 
     @classmethod
     def _captured_items(cls, emails, strict):
-        """Yield for each email whether it is about one in the queue, and what
-        :meth:`_create_items` takes.
+        """Yield a pair for each email.
+
+        It is whether the email is about an email in the queue, and an item for
+        :meth:`_create_items`.
         """
         resources = cls._archived({_message_id(m) for _, _, m in emails})
         clock = functools.cache(database_time)
@@ -882,7 +893,8 @@ class EmailQueue(
     def captured_options(cls, msg):
         """Return the keywords of :meth:`queue_mail` for a captured message.
 
-        Those of ``sendmail.set_options``; what is sent to a list is bulk.
+        The keywords are those of ``sendmail.set_options``. A message to a
+        mailing list gets the priority *bulk*.
         """
         options = dict(getattr(msg, 'email_queue', {}))
         if (msg['List-Id'] or msg['List-Unsubscribe']
@@ -892,7 +904,7 @@ class EmailQueue(
 
     @classmethod
     def _archived(cls, message_ids):
-        "Return the records that archived emails are about by Message-ID"
+        "Return the resources of archived emails by Message-ID"
         Email = Pool().get('ir.email')
         t = Email.__table__()
         cursor = Transaction().connection.cursor()
@@ -923,13 +935,13 @@ class EmailQueue(
             to_addrs = ', '.join(map(str, to_addrs or [msg['To'] or '']))
         return {
             'from_addr': printable(
-                str(from_addr or msg['From'] or '')) or UNKNOWN,
-            'to_addrs': printable(to_addrs) or UNKNOWN,
+                str(from_addr or msg['From'] or '')) or incomplete.UNKNOWN,
+            'to_addrs': printable(to_addrs) or incomplete.UNKNOWN,
             'msg': data,
             'size': len(data),
             'subject': subject,
             'message_id': message_id,
-            # Not by another one after Retry
+            # Kept, so that *Retry* does not send it by another server
             'server': printable(str(server or '')) or None,
             'scheduled_at': utc_now(),
             'state': 'failed',
@@ -952,12 +964,12 @@ class EmailQueue(
             clock=database_time):
         """Return the values of a new email.
 
-        :param clock: what returns the time of the database.
+        :param clock: a function that returns the time of the database.
         """
         from_addr = envelope_from(from_addr)
         to_addrs = envelope_to(to_addrs)
-        mail_options = options('mail_options', mail_options)
-        rcpt_options = options('rcpt_options', rcpt_options)
+        mail_options = esmtp_options('mail_options', mail_options)
+        rcpt_options = esmtp_options('rcpt_options', rcpt_options)
         if not isinstance(priority, str) or priority not in PRIORITIES:
             raise Invalid(
                 'priority', priority, 'msg_priority_invalid')
@@ -989,7 +1001,8 @@ class EmailQueue(
             'resource': _reference(resource),
             'priority': PRIORITIES[priority],
             'server': server,
-            # A worker must find it at the commit, by the clock of the database
+            # By the clock of the database, so that a worker finds the email
+            # due at the commit
             'scheduled_at': scheduled_at or utc_now(),
             'expires_at': expires_at,
             'sensitive': bool(sensitive),
@@ -1000,21 +1013,26 @@ class EmailQueue(
     def send_all(cls):
         """Send the emails that are due.
 
-        The scheduled job. Replace it to drain the queue in another way.
+        This is the method of the scheduled job. A module may replace it to
+        send the emails in another way.
 
-        :raises ServerError: the scheduled job only: the server is in trouble.
-            The emails stay in the queue.
+        :raises ServerError: a server is in trouble or not configured. Its
+            emails stay in the queue.
         :raises CopyError: the database looks like a copy.
+        :raises SettingError: the configuration makes no sense.
+        :raises PoolerError: a pooler shares the session of the database.
+        :raises RecordError: the database does not take outcomes.
         """
         run.run(cls)
 
     @classmethod
     def send_queued(cls, emails):
-        """Send the emails that are due, as the task of a worker.
+        """Send all emails that are due, as the task of a worker.
 
-        Not only the one that pushed the task. There is no error for the
-        administrator: each task would make one, the scheduled job makes one
-        for all.
+        An error is only logged, because the administrator would get an error
+        from each task. The scheduled job raises one error for all of them.
+
+        :param emails: a list with the email that pushed the task.
         """
         try:
             if not run.in_trouble():
@@ -1026,13 +1044,14 @@ class EmailQueue(
     def send(self, smtp_server=None):
         """Send this committed email now, whatever its due time.
 
-        :param smtp_server: the connected ``smtplib.SMTP`` to use. None opens
-            a session of the configured server.
-        :raises ClaimError: the email could not be claimed.
-        :raises NotSentError: it was not accepted by the server. What became
-            of it is recorded before.
+        :param smtp_server: the connected ``smtplib.SMTP`` to use. None opens a
+            session with the server of the email.
+        :raises ClaimError: the email cannot be claimed.
+        :raises NotSentError: the email was not sent to all of its recipients.
+            What became of it is recorded.
         :raises HoldError: the option ``hold`` is set.
-        :raises CopyError: the database looks like a copy.
+        :raises CopyError, SettingError, PoolerError, RecordError: as
+            :meth:`send_all`.
         """
         run.send(self, smtp_server)
 
@@ -1045,10 +1064,11 @@ class EmailQueue(
     def get_client(cls, server, settings):
         """Return what sends the emails of a server, one after another.
 
-        The place for another transport than SMTP. Called in the threads of
-        the sessions, which have no transaction: it must not use the database.
+        A module may replace the method, for another transport than SMTP. It is
+        called in the threads of the sessions, which have no transaction, so it
+        must not use the database.
 
-        :param server: its name, None for the default one.
+        :param server: the name of the server, None for the default server.
         :param settings: the ``settings.Settings`` of the server.
         :return: an object like ``smtp.Client``: ``deliver(mail)`` takes a
             ``smtp.Mail`` and returns a ``smtp.Outcome``, ``close()`` ends the
@@ -1060,38 +1080,40 @@ class EmailQueue(
     def access_token(cls, server=None, refused=None):
         """Return the token for the login at a server by OAuth 2.
 
-        Called in the threads of the sessions, which have no transaction: it
-        must not use the database.
+        The method is called in the threads of the sessions, which have no
+        transaction, so it must not use the database.
 
-        :param server: its name, None for the default one.
-        :param refused: a token that the server has refused: return another.
-        :return: None where the server is not configured for OAuth 2.
-        :raises LoginError: there is none.
+        :param server: the name of the server, None for the default server.
+        :param refused: a token that the server has refused. Another token has
+            to be returned.
+        :return: the token, None where the server has no options for OAuth 2.
+        :raises LoginError: there is no token.
         """
         return oauth.access_token(server, refused)
 
     @classmethod
     def queued(cls, emails):
-        """Called after ``emails`` are new in the queue.
+        """Called when ``emails`` have been queued, for subclasses to extend.
 
-        For subclasses to extend. It runs in the transaction that queues,
-        without checks of access.
+        The method runs in the transaction that queues them, without checks of
+        access.
         """
 
     @classmethod
     def finished(cls, emails):
-        """Called after the outcome of ``emails`` is recorded.
+        """Called when the outcome of ``emails`` is recorded, to be extended.
 
-        For subclasses to extend. It runs in the sender's own transaction, of
-        which each statement commits.
+        The method runs on the connection of the sender, where each statement
+        commits.
         """
 
     @classmethod
     def run_finished(cls, failed):
-        """Called at the end of a run in which emails have failed for good.
+        """Called at the end of a run in which emails have failed.
 
-        For subclasses to extend. It runs in the transaction of the caller of
-        :meth:`send_all`, which sees nothing of the run.
+        Subclasses can extend the method. It runs in the transaction of the
+        caller of :meth:`send_all`, which may not see what the run has
+        recorded.
 
         :param failed: the ids of the emails.
         """
@@ -1100,9 +1122,9 @@ class EmailQueue(
     @classmethod
     @ModelView.button
     def send_now(cls, emails):
-        cls._hold(emails, {'outbox'})
+        cls._keep_from_senders(emails, {'outbox'})
         cls._warn_many(emails)
-        # Until the next attempt only: see policy.after
+        # Raised until the next attempt only: see policy.after
         for own_priority, group in groupby(
                 emails, lambda e: e.own_priority or e.priority):
             cls.write(list(group), {
@@ -1133,10 +1155,12 @@ class EmailQueue(
             'suspect': None,
             'suspect_since': None,
             }
-        # What cannot be changed ends it before anything is
+        # Before anything is written, go through all emails once, because this
+        # raises an error if one of them cannot be changed
         for _ in cls._on_behalf(emails):
             pass
-        # What a person has stopped goes on as it was meant to
+        # A cancelled email keeps its due time and its expiry, unless it has
+        # expired
         resumed = [
             e for e in emails if e.state == 'cancelled' and e not in expired]
         restarted = [e for e in emails if e not in resumed]
@@ -1152,17 +1176,17 @@ class EmailQueue(
 
     @classmethod
     def _on_behalf(cls, emails):
-        """Yield what changes of each email by who sends for whom.
+        """Yield emails with the values that ``behalf.on_behalf`` changes.
 
-        What failed because of the configuration, at the server or when it was
-        captured, is sent as the configuration is now. One after another, as
-        each has its message.
+        So an email that failed because of the configuration is sent as the
+        configuration says now. The emails come one at a time, because each has
+        its message with it.
         """
         if not behalf.is_set():
             return
         for email in emails:
             if email.accepted:
-                # The others have got it as it is
+                # Some recipients have got the message as it is
                 continue
             data = cls._message(email.id)
             if data is None:
@@ -1222,15 +1246,15 @@ class EmailQueue(
         pass
 
     @classmethod
-    def _hold(cls, emails, states):
+    def _keep_from_senders(cls, emails, states):
         """Let no sender claim ``emails`` before the transaction ends.
 
-        On PostgreSQL the update locks the rows. On SQLite, where a write of
-        the ORM would change what a sender has claimed, it lets nobody else
-        write.
+        On PostgreSQL an update locks the rows. On SQLite an update keeps
+        everybody else from writing, so that a write of the ORM cannot change
+        rows that a sender claims meanwhile.
 
-        :param states: the states that they may be in.
-        :raises StateError: one is in another.
+        :param states: the states that the emails may be in.
+        :raises StateError: an email is in another state.
         """
         check_writable()
         transaction = Transaction()
@@ -1247,17 +1271,18 @@ class EmailQueue(
                 held = {id_ for id_, in cursor}
                 raise changed(
                     next(e for e in sub_emails if e.id not in held))
-        # Let nothing be decided by what was read before
+        # Forget what was read before the rows were locked
         forget(transaction)
         transaction.counter += 1
         if transaction.timestamp:
-            # Nor by when the client has read them
+            # Whether the client has read the emails before another change does
+            # not matter, because their state has been checked
             for email in emails:
                 transaction.timestamp.pop(str(email), None)
 
     @classmethod
     def _tell(cls, kind, emails):
-        "Tell in the history of emails what the user does with them"
+        "Add what the user does with ``emails`` to their history"
         ids = list(map(int, emails))
         if ids:
             cls.events.get_target().tell(
@@ -1265,7 +1290,7 @@ class EmailQueue(
 
 
 def _warn(Class, name, emails, message, **values):
-    "Ask the user to go on with emails, which the warning names"
+    "Ask the user whether to go on, by a warning that names the emails"
     Warning = Pool().get('res.user.warning')
     key = Warning.format(name, emails)
     if emails and Warning.check(key):
@@ -1278,7 +1303,10 @@ def _warn(Class, name, emails, message, **values):
 
 
 def _read_resources(references, names):
-    "Return the values of records, of those that may not be read an id only"
+    """Return the values of records by their references.
+
+    Of a record that the user may not read only the id is returned.
+    """
     ids, values = {}, {}
     for reference in references:
         model, _, id_ = reference.partition(',')
@@ -1304,7 +1332,7 @@ def _read_allowed(Model, ids, names):
 
 
 def _shown(email, reading, name):
-    "Return what the field of that name shows of the message of an email"
+    "Return what the field ``name`` shows of the message of an email"
     if name == 'headers':
         text = '\n'.join(f'{n}: {v}' for n, v in reading.headers)
     elif name == 'attachments':
@@ -1312,7 +1340,7 @@ def _shown(email, reading, name):
     elif name == 'html':
         text = preview.rich_text('\n'.join(reading.sources))
     else:
-        # What has no text of its own is read as the text of the HTML
+        # A message without a text is shown as the text of its HTML
         text = reading.text or reading.html
     return text or None
 
@@ -1320,10 +1348,10 @@ def _shown(email, reading, name):
 class _Push:
     """Pushes one task for all emails that a transaction queues.
 
-    A data manager as it is the end of the transaction that matters. It pushes
-    with the first email, not in ``commit``: there another manager that queues
-    may still follow. ``commit`` pushes again where a savepoint that was rolled
-    back took the task with it.
+    It is a data manager, because the task is needed at the end of the
+    transaction. The first email pushes the task, because after ``commit`` of
+    this data manager another one could still queue emails. ``commit`` pushes
+    the task again if a rollback to a savepoint has taken it back.
     """
 
     def __init__(self):
@@ -1405,8 +1433,8 @@ def _instant(argument, value, now):
 
 def _message_id(msg):
     "Return the Message-ID of a ``Message`` as a text"
-    # Not msg['Message-ID'], which would take a fifth of the time of a campaign
-    # to parse it
+    # Not msg['Message-ID'], because parsing it would take a fifth of the time
+    # in which many emails are queued
     for name, value in msg.raw_items():
         if name.lower() == 'message-id':
             return str(value).strip()
@@ -1426,7 +1454,7 @@ def _reference(resource):
     reference = str(resource)
     model, _, id_ = reference.partition(',')
     try:
-        # What can not be read would break the list for all
+        # A reference that cannot be read would be an error for the whole list
         valid = (
             issubclass(Pool().get(model), ModelStorage)
             and id_.isascii() and id_.isdigit() and len(id_) <= ID_LENGTH)

@@ -57,7 +57,8 @@ class Event(ModelSQL, ModelView):
         cls._order = [('at', 'DESC'), ('id', 'DESC')]
         # A user reads the history of the emails that the user may read
         cls.__access__.add('email')
-        # Removed, because in 8.2 administrators pass all rights of a model
+        # Removed, because in trytond 8.2 administrators have every access
+        # right of the model
         for name in ['create', 'write', 'copy', 'delete', 'import_data']:
             cls.__rpc__.pop(name, None)
 
@@ -80,10 +81,11 @@ class Event(ModelSQL, ModelView):
     def tell(cls, kind, where, recipients=None, words=None):
         """Add an event of the current user to the history of emails.
 
-        By one statement for all emails.
+        One statement adds the events of all emails.
 
         :param where: a function of the table of emails that returns the
             condition of the emails.
+        :param recipients: whom the event is about, one address a line.
         """
         transaction = Transaction()
         emails = Pool().get('email.queue').__table__()
@@ -106,7 +108,10 @@ class Event(ModelSQL, ModelView):
 
     @classmethod
     def naming(cls, address):
-        "Return the ids of the emails whose history names an address"
+        """Return the ids of the emails whose history names an address.
+
+        :param address: a ``retention._Address``.
+        """
         t = cls.__table__()
         cursor = Transaction().connection.cursor()
         like = fields.SQL_OPERATORS['like']

@@ -4,19 +4,20 @@
 from trytond.exceptions import UserError, UserWarning
 from trytond.i18n import gettext
 
-# What an error quotes of a value at most
+# How many characters of a value an error quotes
 VALUE_LENGTH = 200
 
 
 class EmailQueueError(UserError):
-    "The root of the module's errors: ``message`` has their words"
+    "The root of the module's errors: ``message`` has the words for a person"
 
 
 class ArgumentError(EmailQueueError):
     """An argument cannot be used, and nothing has been done.
 
-    ``argument`` is its name, ``value`` what is wrong with it, as text, and
-    ``index`` the place of the email among several, None where it is one.
+    ``argument`` is its name, and ``value`` the wrong part of its value, as
+    text. ``index`` is the position of the email among those of
+    ``queue_mails``, from 0, and otherwise None.
     """
 
     def __init__(self, message, argument, value, index=None):
@@ -27,9 +28,10 @@ class ArgumentError(EmailQueueError):
 
 
 class SettingError(EmailQueueError):
-    """An option of the configuration has a value that makes no sense.
+    """An option of the configuration has a value that makes no sense, or none.
 
-    ``option`` is its name in the section, ``value`` the text of its value.
+    ``option`` is the name of the option in its section, and ``value`` the text
+    of its value.
     """
 
     def __init__(self, message, option, value):
@@ -46,11 +48,39 @@ class CopyError(EmailQueueError):
     "Nothing is sent, because the database looks like a copy of another"
 
 
+class NoCopyError(EmailQueueError):
+    "There is nothing to decide, because the database looks like no copy"
+
+
+class ReadonlyError(EmailQueueError):
+    """The transaction is readonly, so that nothing can be written in it.
+
+    The transaction of an RPC method is readonly, unless its ``RPC`` says
+    otherwise.
+    """
+
+
+class PoolerError(EmailQueueError):
+    """Nothing is sent, because the database connection has no own session.
+
+    A pooler, such as PgBouncer in transaction mode, lends the session to
+    several connections, so that the lock of a slot would keep nobody away.
+    """
+
+
+class RecordError(EmailQueueError):
+    """The database did not take the outcome of emails for five minutes.
+
+    The emails that the server has accepted are uncertain.
+    """
+
+
 class ServerError(EmailQueueError):
     """A mail server takes no emails, or is not configured.
 
-    ``server`` is its name, None for the default server; ``words`` are those of
-    the server, None where it is not configured.
+    ``server`` is the name of the server, None for the default server.
+    ``words`` are the words of the server or of the failed connection, None
+    where the server is not configured.
     """
 
     def __init__(self, message, description='', server=None, words=None):
@@ -60,7 +90,7 @@ class ServerError(EmailQueueError):
 
 
 class EmailError(EmailQueueError):
-    "Nothing can be done with one email, which is the record ``email``"
+    "What was asked for cannot be done with the record ``email``"
 
     def __init__(self, message, email):
         super().__init__(message)
@@ -68,7 +98,7 @@ class EmailError(EmailQueueError):
 
 
 class StateError(EmailError):
-    "The email is in another state than what is asked for needs"
+    "The email is not in a state in which this can be done"
 
 
 class MessageError(EmailError):
@@ -82,15 +112,15 @@ class BusyError(EmailError):
 class ClaimError(EmailError):
     """The email cannot be claimed.
 
-    It is not in the outbox, with a sender or not committed.
+    It is not in the outbox, or it is with a sender, or it is not committed.
     """
 
 
 class NotSentError(EmailError):
     """The email was not sent to all of its recipients.
 
-    What became of it is recorded: ``state`` and ``reason`` are those of the
-    record, ``words`` those of the server, None where there are none.
+    What became of the email is recorded: ``state`` and ``reason`` are those of
+    the record. ``words`` are the words of the server, None where it said none.
     """
 
     def __init__(self, message, email, state, reason=None, words=None):
@@ -105,9 +135,9 @@ class UncertainWarning(UserWarning):
 
 
 class LoginError(Exception):
-    """Why there is no login at a mail server by OAuth 2.
+    """There can be no login at a server by OAuth 2.
 
-    Its words are shown to people, so they hold no secret.
+    ``words`` say why. They are shown to people, so they hold no secret.
     """
 
     def __init__(self, words):

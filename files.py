@@ -21,24 +21,25 @@ __all__ = ['FileID', 'Message', 'purge']
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
-# A folder of its own below the prefix, because who may write the id of a file
-# in a record of another model could read the messages through it
+# The files have a folder of their own below the prefix. Otherwise a user who
+# may write the id of a file in a record of another model could read messages
+# through this record.
 FOLDER = 'email_queue'
 
 
 class FileID(fields.Char):
-    "The id of a message's file, which is hidden as the message is"
+    "The id of the file of a message; hidden if the message is sensitive"
 
     def sql_column(self, tables, Model):
         return _unless_sensitive(tables, super().sql_column(tables, Model))
 
 
 class Message(fields.Binary):
-    """A message, in the filestore where ``to_filestore`` is set.
+    """A message, which is written to the filestore if ``to_filestore`` is set.
 
-    It is read from wherever it is. For nobody the ORM reads a sensitive
-    message, because checks of access do not cover each way to a field, such
-    as an export.
+    It is read from where it is. The ORM reads a sensitive message for nobody,
+    because checks of access do not cover every way to a field, such as an
+    export.
     """
 
     def __init__(self, *args, to_filestore=False, **keywords):
@@ -47,9 +48,9 @@ class Message(fields.Binary):
 
     @property
     def prefixes(self):
-        """Return where the files are in the filestore.
+        """Return the two folders of the files in the filestore.
 
-        New files are in the first. Version 8.2.0 stored files in the second.
+        New files go to the first. Version 8.2.0 stored files in the second.
         """
         prefix = self.store_prefix
         if prefix is None:
@@ -80,18 +81,20 @@ class Message(fields.Binary):
 
     @property
     def set(self):
-        # Hidden from the ORM, which would write each message by further
-        # statements: `values` writes it with the other columns
+        # Hidden from the ORM, which would write each message by statements of
+        # its own. ``values`` returns the message to be written with the other
+        # columns.
         raise AttributeError('set')
 
     def values(self, Model, data):
-        "Return the values of both columns, and store ``data`` if it has to be"
+        "Return the values of both columns, and store ``data`` if it is needed"
         file_id = None
         if self.to_filestore and data is not None:
             try:
                 file_id = self.store(data)
             except Exception:
-                # The email must not be lost, whatever the filestore lacks
+                # Kept in the database, because an error of the filestore must
+                # not lose the email
                 logger.exception(
                     "a message is kept in the database as the filestore "
                     "does not take it")
@@ -105,7 +108,7 @@ class Message(fields.Binary):
         prefix, _ = self.prefixes
         if not hasattr(filestore, '_id'):
             return filestore.set(data, prefix=prefix)
-        # The id is chosen before, so that a file can be deleted whose writing
+        # The id is chosen first, so that the file can be deleted if writing it
         # fails in the middle
         store, file_id = copy.copy(filestore), filestore._id(data)
         store._id = lambda data: file_id
@@ -116,16 +119,17 @@ class Message(fields.Binary):
             raise
 
     def remove(self, file_id):
+        "Delete a file that this version has stored"
         prefix, _ = self.prefixes
         filestore.delete(file_id, prefix=prefix)
 
     def load(self, file_id, size):
-        "Return the bytes of a file, None where they are not all there"
+        "Return the bytes of a file, None if it is missing or incomplete"
         for prefix in self.prefixes:
             try:
                 data = self.cast(filestore.get(file_id, prefix=prefix))
             except Exception as error:
-                # Any error, because any class can be the filestore
+                # Any error, because the filestore can be of any class
                 logger.info(
                     "cannot read %r of %r in the filestore: %s",
                     file_id, prefix, error)
@@ -135,7 +139,8 @@ class Message(fields.Binary):
         return None
 
     def queue_for_removal(self, Model, name, ids):
-        # As trytond does, but with the prefix, which its job needs
+        # Like the method of trytond, but with the prefix, without which the
+        # job of trytond does not find the file
         t = Model.__table__()
         q = Pool().get('ir.filestore.queue').__table__()
         transaction = Transaction()
@@ -154,7 +159,7 @@ class Message(fields.Binary):
 
 
 def _unless_sensitive(tables, column):
-    "Hide a column also from searching and sorting, which would leak it"
+    "Hide a column from searching and sorting, too, which would leak it"
     table, _ = tables[None]
     return Case((table.sensitive, Null), else_=column)
 
@@ -162,8 +167,8 @@ def _unless_sensitive(tables, column):
 class _Written:
     """Removes the files of a transaction that is rolled back.
 
-    Files of a savepoint that was rolled back are removed after the commit,
-    because the commit itself can still fail.
+    The files of a savepoint that was rolled back are removed after the commit
+    of the transaction, because the commit can still fail.
     """
 
     def __init__(self, Model):
@@ -184,8 +189,8 @@ class _Written:
             self._rolled_back = _unused(self._Model, self._file_ids)
 
     def tpc_vote(self, transaction):
-        # From here on the commit may have succeeded even if its answer is
-        # lost, so only files are removed that no row refers to
+        # From here on the commit may succeed even if the database does not
+        # answer. So only files to which no row refers are removed.
         self._file_ids = self._rolled_back
 
     def tpc_finish(self, transaction):
@@ -198,8 +203,8 @@ class _Written:
         if not file_ids:
             return
         try:
-            # By another connection, which sees the rows that are committed, as
-            # each statement of an autocommit transaction is
+            # Another connection sees only the rows that are committed, even
+            # where each statement of this transaction commits
             with Transaction().new_transaction(readonly=True):
                 file_ids = _unused(self._Model, file_ids)
                 for file_id in file_ids:
@@ -224,10 +229,12 @@ def _unused(Model, file_ids):
 
 
 def purge(Model):
-    """Remove the files of messages that are gone, without further delay.
+    """Remove the files of messages that are removed from their rows.
 
-    How long messages are kept is decided for the rows. Each file is removed
-    before its entry in the queue, so that after an error it is tried again.
+    This job does not wait as trytond's job does, because the module has
+    decided for the rows how long messages are kept. Each file is removed
+    before its entry in the queue of files, so that it is tried again after an
+    error.
     """
     last = 0
     while entries := _removable(Model, last):
@@ -241,7 +248,7 @@ def purge(Model):
 
 
 def _removable(Model, last):
-    "Return entries of the queue whose files no row refers to"
+    "Return entries of the queue of files to whose files no row refers"
     t = Model.__table__()
     q = Pool().get('ir.filestore.queue').__table__()
     cursor = Transaction().connection.cursor()

@@ -1,25 +1,31 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Hands a row over to a mail server: row → mail → outcome.
+"""Hands a row over to a session: row → mail → outcome.
 
-Knows no database: called in the threads of the sessions.
+This file uses no database, because its functions are called in the threads of
+the sessions, which have no transaction.
 """
 import logging
 from functools import partial
 
-from . import smtp
 from .mime import original_to
 from .settings import server_uri
+from .smtp import Client, Mail, Outcome, Trouble
 from .words import printable
 
 __all__ = ['client_for', 'client_of', 'hand_over']
 logger = logging.getLogger(__name__)
 
 
-def client_of(Model, settings, name, server=None):
-    return smtp.Client(
+def client_of(Model, settings, name, smtp=None):
+    """Return the :class:`smtp.Client` for a server.
+
+    :param name: the name of the server, None for the default server.
+    :param smtp: a connected ``smtplib.SMTP`` to use for the first session.
+    """
+    return Client(
         uri=server_uri(name),
-        server=server,
+        smtp=smtp,
         timeout=settings.timeout,
         data_timeout=settings.data_timeout,
         max_messages=settings.messages_per_connection,
@@ -30,7 +36,10 @@ def client_of(Model, settings, name, server=None):
 
 
 def client_for(Model, settings, name):
-    "Return the client of the model for a server, or one that is in trouble"
+    """Return the client that the model has for a server.
+
+    Where the model raises an error, it is a client that only tells trouble.
+    """
     try:
         return Model.get_client(name, settings)
     except Exception as error:
@@ -39,14 +48,14 @@ def client_for(Model, settings, name):
 
 
 class _NoClient:
-    "A client that leaves emails in the outbox, as a server in trouble does"
+    "A client whose outcomes are trouble, so that emails stay in the outbox"
     is_open = False
 
     def __init__(self, words):
         self._words = words
 
     def deliver(self, mail):
-        return smtp.Outcome(trouble=smtp.Trouble(self._words, lasting=True))
+        return Outcome(trouble=Trouble(self._words, lasting=True))
 
     def close(self):
         pass
@@ -55,13 +64,18 @@ class _NoClient:
 
 
 def _mail(row):
-    return smtp.Mail(
+    return Mail(
         row.from_addr, tuple(row.remaining), bytes(row.msg),
         tuple((row.mail_options or '').split()),
         tuple((row.rcpt_options or '').split()))
 
 
 def hand_over(client, row, redirect):
+    """Return the :class:`smtp.Outcome` of handing over a row.
+
+    :param redirect: an address that gets the email in place of its recipients,
+        empty for none.
+    """
     if row.msg is None:
         return _without_message(row)
     try:
@@ -76,9 +90,10 @@ def hand_over(client, row, redirect):
             outcome.reasons.update(dict.fromkeys(dead, 'dead'))
         return outcome
     except Exception as error:
-        # For example a message without bytes, or an invalid address
+        # The row has, for example, no bytes or an invalid address
         logger.debug("email %d cannot be sent", row.id, exc_info=True)
-        # No suspect, because the server has not been asked
+        # Without a refusal, so that the email cannot become a suspect: the
+        # server has not been asked
         return _refusal(
             row, printable(f"{type(error).__name__}: {error}"), 'unsendable')
 
@@ -92,17 +107,18 @@ def _redirect(client, mail, address):
         outcome.accepted = list(mail.to_addrs)
     for by_address in [outcome.refused, outcome.deferred, outcome.reasons]:
         if address in by_address:
-            said = by_address.pop(address)
-            by_address.update(dict.fromkeys(mail.to_addrs, said))
+            value = by_address.pop(address)
+            by_address.update(dict.fromkeys(mail.to_addrs, value))
     return outcome
 
 
 def _without_message(row):
     if not row.file_id:
         return _refusal(row, '', 'no_message')
-    # Another machine may have the file, or this machine later. Where the files
-    # of all emails are missing, it is trouble as of a server.
-    outcome = smtp.Outcome()
+    # The email is deferred, because another machine may have the file, or this
+    # machine may have it later. If the files of all emails are missing, these
+    # refusals are equal, and count as trouble.
+    outcome = Outcome()
     outcome.defer(
         row.remaining or [row.to_addrs], 'mail', '',
         reason='not_in_filestore')
@@ -110,8 +126,8 @@ def _without_message(row):
 
 
 def _refusal(row, words, reason):
-    "Return the outcome of an email that no server was asked to take"
+    "Return the outcome for an email that was handed over to no server"
     recipients = row.remaining or [row.to_addrs]
-    return smtp.Outcome(
+    return Outcome(
         refused=dict.fromkeys(recipients, words),
         reasons=dict.fromkeys(recipients, reason))

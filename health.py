@@ -27,16 +27,17 @@ OK, CRITICAL = 0, 2
 class Numbers(NamedTuple):
     """The numbers of a queue and their limits.
 
-    :param due: how many emails could have been sent by now.
-    :param waiting: how many are to be sent, whatever their time.
-    :param failed: how many have failed and wait for a person's decision.
+    :param due: how many emails are due.
+    :param waiting: how many emails wait, due or not.
+    :param failed: how many emails have failed and wait for a person's
+        decision.
     :param age: the whole seconds since the oldest of the due emails became
-        due, 0 where none is.
-    :param age_limit: the seconds that ``age`` may be at most.
-    :param failed_limit: the number of failed emails from which on the queue
-        is not healthy, 0 for no such limit.
-    :param reasons: by ``failed`` and ``waiting``, how many emails have which
-        reason; those without one are not counted.
+        due, 0 where no email is due.
+    :param age_limit: the most seconds that ``age`` may have.
+    :param failed_limit: the number of failed emails that makes the queue
+        unhealthy, 0 for no limit.
+    :param reasons: two dicts, ``failed`` and ``waiting``, of how many of these
+        emails have each reason. Emails without a reason are not counted.
     """
     due: int
     waiting: int
@@ -71,7 +72,7 @@ class Numbers(NamedTuple):
             }
 
     def __str__(self):
-        "The line of a plugin: for people, and behind the bar for machines"
+        "The line of a plugin: for people, and after the bar for machines"
         return (
             f"EMAIL QUEUE {'OK' if self.healthy else 'CRITICAL'}: "
             f"{self.due} due, the oldest for {self.age} s, "
@@ -83,15 +84,15 @@ class Numbers(NamedTuple):
 class Health(ModelSQL):
     """The health of the queue.
 
-    There is a record from when the group was told that the queue is late
-    until it has recovered.
+    There is a record from the moment at which the users were notified that the
+    queue is late until the queue is no longer late.
     """
     __name__ = 'email.queue.health'
 
     @classmethod
     def __setup__(cls):
         super().__setup__()
-        # Only the server itself reads and writes the records
+        # Only trytond itself reads and writes the records
         cls.__rpc__.clear()
 
     @classmethod
@@ -114,7 +115,7 @@ class Health(ModelSQL):
             due_in, = _fetch(t.select(number, where=where))
             due += due_in
             if due_in:
-                # Not by MIN, because on SQLite its result is no time
+                # Not by MIN, because on SQLite the result of MIN is no time
                 oldest = min(oldest, *_fetch(t.select(
                             t.scheduled_at, where=where,
                             order_by=[t.scheduled_at], limit=1)))
@@ -141,7 +142,7 @@ class Health(ModelSQL):
     def _reasons(cls, t):
         "Return how many emails have failed, or wait, for which reason"
         reasons = {'failed': {}, 'waiting': {}}
-        # In the order and by the condition of their index
+        # By the condition and the order of an index of the emails
         for state, reason, number in _fetch_all(t.select(
                     t.state, t.reason, Count(Literal(1)),
                     where=(t.reason != Null)
@@ -153,16 +154,16 @@ class Health(ModelSQL):
 
     @classmethod
     def watch(cls):
-        """Tell once when the queue is late, and again only after it has
-        recovered.
+        """Notify users once when the queue is late.
 
-        The group is told, or the administrators while nobody is in it.
-
-        A scheduled job of its own: that which sends may be what is at fault.
+        They are the members of the group, or the administrators while nobody
+        is in the group. They are notified again only after the queue has
+        recovered. This is a scheduled job of its own, because the job that
+        sends may be at fault.
         """
         with Transaction().set_user(0), without_check_access():
-            # Here as well, because another module may replace the job that
-            # sends
+            # Completed here, too, because another module may replace the job
+            # that sends
             incomplete.complete(
                 Pool().get('email.queue'), utc_now())
             original.tell()
@@ -177,7 +178,7 @@ class Health(ModelSQL):
 
     @classmethod
     def _tell(cls, numbers):
-        "Return whether there was anybody to tell"
+        "Notify users, and return whether there was anybody to notify"
         return notification.tell(
             cls.watchers(), 'msg_late_label', 'msg_late', numbers.due,
             number=numbers.due, minutes=numbers.age // 60)
@@ -189,12 +190,12 @@ class Health(ModelSQL):
 
     @classmethod
     def watchers(cls):
-        "Return who is told of the queue: its members, else administrators"
+        "Return whom to notify: the members of the group, or administrators"
         return cls.members() or cls.administrators()
 
     @classmethod
     def administrators(cls):
-        "Return the active users who look after Tryton itself"
+        "Return the active users who administrate Tryton"
         User = Pool().get('res.user')
         if 'administrator' in User._fields:
             return User.search([('administrator', '=', True)])
@@ -202,11 +203,12 @@ class Health(ModelSQL):
 
     @classmethod
     def _users_of(cls, group):
-        "Return the active users of a group by its name in the module's data"
+        "Return the active users of a group, by the group's XML id"
         pool = Pool()
         User = pool.get('res.user')
         group = pool.get('ir.model.data').get_id(group)
-        # With the users of the groups below it, which inherit its rights
+        # This table also has the users of the groups below, which inherit the
+        # rights of the group
         members = pool.get('res.user-res.group').user_group_all_table()
         cursor = Transaction().connection.cursor()
         cursor.execute(*members.select(

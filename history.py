@@ -2,25 +2,25 @@
 # this repository contains the full copyright notices and license terms.
 """Which events of an email are written to its history.
 
-Plain values: no database and no network. A plain success makes no event, so
-that the history costs nothing then.
+This file has plain values, no database and no network. A plain success makes
+no event, so that it costs nothing.
 """
 from typing import NamedTuple
 
 from .recipients import answer_lines
 
-__all__ = ['Event', 'about', 'told']
+__all__ = ['Event', 'about', 'with_events']
 
 
 class Event(NamedTuple):
     """What happened to an email.
 
-    :param kind: one of ``email.queue.event``.
-    :param recipients: whom it is about, one address a line.
+    :param kind: one of the kinds of ``email.queue.event``.
+    :param recipients: whom the event is about, one address a line.
     :param words: what the server said. For several recipients each line is
-        an address, a blank and the words about it.
-    :param reason: one of ``reasons.REASONS``, None where the kind of the event
-        says enough.
+        an address, a blank and the words about this address.
+    :param reason: a value of ``reasons.REASONS``, None where the kind of the
+        event says enough.
     """
     kind: str
     recipients: str = None
@@ -28,19 +28,20 @@ class Event(NamedTuple):
     reason: str = None
 
 
-def told(before, row, outcome):
+def with_events(before, row, outcome):
     """Return ``row`` with the events that are recorded together with it.
 
     :param before: the row as it was handed over.
     :param row: the row as it is recorded.
-    :param outcome: the ``smtp.Outcome``, None where it was not handed over.
+    :param outcome: the ``smtp.Outcome``, None if the row was not handed over.
     """
     return row._replace(events=tuple(_events(before, row, outcome)))
 
 
 def _events(before, row, outcome):
     if _is_suspect(before, row):
-        # Only if something is new, or each run would add the same event
+        # Only if something has changed, because otherwise each run would add
+        # the same event
         if (row.reason, row.error) != (before.reason, before.error):
             reason = None if row.reason == 'suspect' else row.reason
             yield Event(
@@ -61,13 +62,13 @@ def _events(before, row, outcome):
 
 
 def _is_suspect(before, row):
-    "Return whether the refusal may be the server's fault"
+    "Return whether the row is recorded as a suspect"
     return (row.state == 'outbox' and row.suspect_since is not None
         and row.attempts == before.attempts)
 
 
 def _answered(kind, answers, reasons):
-    "Yield an event for all answers with the same reason"
+    "Yield one event for all answers that have the same reason"
     by_reason = {}
     for address, words in answers.items():
         group = by_reason.setdefault(reasons.get(address), {})
@@ -77,7 +78,10 @@ def _answered(kind, answers, reasons):
 
 
 def about(kind, answers, reason=None):
-    "Return the event about a dict of the server's words by address"
+    """Return the event about the answers of a server.
+
+    :param answers: a dict of the server's words by address.
+    """
     if len(answers) == 1:
         (address, words), = answers.items()
         return Event(kind, address, words or None, reason)

@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """Whether this database is the original, from which emails were sent before.
 
-A copy, restored or cloned, has the queue, too, but only the original may send
-the emails in it.
+A copy of the database, restored or cloned, has the same queue, but only the
+original may send the emails.
 """
 import logging
 
@@ -19,7 +19,7 @@ from trytond.transaction import Transaction
 from trytond.wizard import Button, StateTransition, StateView
 
 from .access import QueueWizard
-from .exceptions import CopyError, EmailQueueError, SettingError
+from .exceptions import CopyError, NoCopyError, SettingError
 from .settings import Settings
 from .tools import forget, utc_now
 
@@ -27,8 +27,9 @@ __all__ = [
     'WAITING', 'check', 'current', 'is_copy', 'may_send', 'notice', 'remember']
 logger = logging.getLogger(__name__)
 
-# The one record has always this id, so that two runs cannot make two
+# The only record has always this id, so that two runs cannot make two records
 ID = 1
+# The states of emails that wait
 WAITING = ['outbox', 'sending']
 
 
@@ -99,19 +100,20 @@ class CopyStart(ModelView):
 def current():
     """Return the identity of the database of the transaction.
 
-    On PostgreSQL it is that of the cluster, where the role may read it, with
-    the oid and the name of the database; on SQLite the path of the file.
+    On PostgreSQL it is the identifier of the cluster (if the role may read it)
+    with the oid and the name of the database. On SQLite it is the path of the
+    file.
     """
     cursor = Transaction().connection.cursor()
     if backend.name == 'sqlite':
         cursor.execute('PRAGMA database_list')
         paths = {name: path for _, name, path in cursor.fetchall()}
         return paths['main'] or ':memory:'
-    # Ask first, because a forbidden call would end the transaction
+    # Asked first, because a forbidden call would end the transaction
     cursor.execute(
         "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
     (allowed,), = cursor.fetchall()
-    # The address of the server is no substitute, because a socket has none
+    # The address of PostgreSQL is no substitute, because a socket has none
     cluster = ("(SELECT system_identifier::text FROM pg_control_system())"
         if allowed else "NULL")
     cursor.execute(
@@ -121,6 +123,7 @@ def current():
 
 
 def _stored():
+    "Return the identity of the database that has sent, None before any did"
     t = Pool().get('email.queue.identity').__table__()
     cursor = Transaction().connection.cursor()
     cursor.execute(*t.select(t.identity, where=t.id == ID))
@@ -139,7 +142,7 @@ def may_send():
 
 
 def remember():
-    "Store the identity of the database, unless one is stored"
+    "Store the identity of the database, unless an identity is stored"
     if _stored() is not None:
         return
     t = Pool().get('email.queue.identity').__table__()
@@ -147,15 +150,15 @@ def remember():
     try:
         cursor.execute(*t.insert([t.id, t.identity], [[ID, current()]]))
     except backend.DatabaseIntegrityError:
-        # Another sender has stored it meanwhile
+        # Another sender has stored the identity meanwhile
         pass
 
 
 def check():
-    """Check that the emails of this database are its own to send.
+    """Check that this database may send the emails in its queue.
 
-    :raises CopyError: it looks like a copy, in the same words at every
-        run.
+    :raises CopyError: the database looks like a copy. The words are the same
+        in every run, so that the scheduler makes one ``ir.error`` of them.
     """
     if is_copy():
         logger.warning(
@@ -167,7 +170,7 @@ def check():
 
 
 def notice():
-    "Return what users have to know of how emails are sent, None for nothing"
+    "Return why emails are not sent, or go to another address, or None"
     try:
         settings = Settings.read()
     except SettingError as error:
@@ -194,7 +197,7 @@ def _waiting():
 def _decide():
     "Let emails be sent from this database from now on"
     if not is_copy():
-        raise EmailQueueError(gettext('email_queue.msg_no_copy'))
+        raise NoCopyError(gettext('email_queue.msg_no_copy'))
     t = Pool().get('email.queue.identity').__table__()
     cursor = Transaction().connection.cursor()
     cursor.execute(*t.update([t.identity], [current()], where=t.id == ID))

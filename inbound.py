@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-
+"""How notices of non-delivery come by the module *Inbound Email*."""
 from trytond.pool import PoolMeta
 
 

@@ -2,10 +2,10 @@
 # this repository contains the full copyright notices and license terms.
 """Rows with NULL in a column that a sender needs.
 
-Such a row was written by SQL or by another tool: the module writes none, and
-PostgreSQL refuses them, but SQLite does not. No sender would ever claim the
-row, or the sender would fail on it. So the row gets the values that the module
-would have written, or fails with a reason of ``reasons.REASONS``.
+Such a row was written by SQL or by another tool: the module writes no such
+rows. PostgreSQL refuses them, but SQLite does not. No sender would claim the
+row, or a sender would fail with an error. So the row gets the values that the
+module would have written, or it fails with a reason of ``reasons.REASONS``.
 """
 import logging
 
@@ -26,19 +26,19 @@ logger = logging.getLogger(__name__)
 REQUIRED = [
     'attempts', 'crashes', 'from_addr', 'priority', 'scheduled_at', 'size',
     'state', 'to_addrs']
-# The address that is stored where there is none
+# The address that is stored in place of a missing one
 UNKNOWN = '?'
 
 
 class Octets(Function):
     __slots__ = ()
-    # SQLite has OCTET_LENGTH from 3.43 on only
+    # SQLite has OCTET_LENGTH only from version 3.43 on
     _function = (
         'OCTET_LENGTH' if backend.name == 'postgresql' else 'LENGTH')
 
 
 def is_incomplete(table, names=REQUIRED):
-    "Return the condition of the rows that lack something"
+    "Return the condition of the rows with NULL in one of the columns"
     return Or([Column(table, name) == Null for name in names])
 
 
@@ -51,8 +51,8 @@ def is_unseen(table):
 def counts(table):
     """Return how many rows wait unseen, and how many have no state.
 
-    Both by one query that has only the condition of the index: with a further
-    condition for the state SQLite would choose another index.
+    One query counts both, with only the condition of the index, because with a
+    further condition for the state SQLite would choose another index.
     """
     cursor = Transaction().connection.cursor()
     cursor.execute(*table.select(
@@ -65,8 +65,9 @@ def counts(table):
 def completion(Model, table, now):
     """Return columns, values and condition of an update of incomplete rows.
 
-    Rows that a sender holds are left out, because the sender would take them
-    for another's. A row without due time becomes due when it was created.
+    Rows that a sender holds are left out, because after an update the sender
+    would take them for rows of another sender. A row without a due time is due
+    from its creation on.
 
     :param now: the time by the clock of the database.
     """

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-
+"""What scheduled actions, triggers and archived emails of trytond gain."""
 from typing import NamedTuple
 
 from sql import Column
@@ -56,7 +56,7 @@ class Cron(metaclass=PoolMeta):
     @ModelView.button
     def run_once(cls, crons):
         # The run must be short, because a person waits for it, and on SQLite
-        # whoever else writes
+        # everybody else who writes waits, too
         by_hand = Transaction().user != 0
         with Transaction().set_context(email_queue_by_hand=by_hand):
             super().run_once(crons)
@@ -117,8 +117,11 @@ class Email(metaclass=PoolMeta):
     def queue_again(cls, emails):
         """Queue sent emails once more, each with an archived email of its own.
 
-        Allowed for those who queued the emails, and for those who look after
-        the queue.
+        Users may do this with the emails that they have queued themselves, and
+        those who look after the queue with all emails.
+
+        :raises StateError: an email is not sent.
+        :raises AccessError: an email is somebody else's.
         """
         with check_access():
             cls.read([e.id for e in emails], ['id'])
@@ -133,10 +136,10 @@ class Email(metaclass=PoolMeta):
             row = cursor.fetchone()
             if not row:
                 raise changed(email)
-            id_, author = row
-            # Compare the author of the queued email, because the author of the
-            # archived one could have given it any Message-ID
-            if author != Transaction().user and not looks_after_queue():
+            id_, creator = row
+            # Compare who has created the queued email, because the creator of
+            # the archived email could have given it any Message-ID
+            if creator != Transaction().user and not looks_after_queue():
                 raise AccessError(gettext('email_queue.msg_again_not_own'))
             with without_check_access():
                 again = EmailQueue.queue_again(EmailQueue(id_))
@@ -155,7 +158,7 @@ class Email(metaclass=PoolMeta):
                     DELIVERIES.get(found.state) if found else None)
             if 'delivery_error' in names:
                 values['delivery_error'][email.id] = found and email._outcome(
-                    labels, found, reads_all or email._is_author)
+                    labels, found, reads_all or email._is_own)
         return values
 
     @classmethod
@@ -181,10 +184,11 @@ class Email(metaclass=PoolMeta):
             words = masked(
                 words, queued.to_addrs, self._shown_recipients,
                 gettext('email_queue.msg_hidden_recipient'))
-        return shown.account(labels, queued, words)
+        return shown.sentence(labels, queued, words)
 
     @property
-    def _is_author(self):
+    def _is_own(self):
+        "Whether the user has created the archived email"
         return self.create_uid.id == Transaction().user
 
     @property
@@ -194,7 +198,7 @@ class Email(metaclass=PoolMeta):
 
 
 def _reads_queue():
-    # Ask explicitly, because trytond computes fields without access checks
+    # Asked explicitly, because trytond computes fields without access checks
     with check_access():
         return Pool().get('ir.model.access').check(
             'email.queue', 'read', raise_exception=False)

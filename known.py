@@ -1,8 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What the runs of all processes have learned about each server.
+"""What the senders of all processes have learned about each server.
 
-A run reads it when it begins and writes what has changed when it ends.
+A sender reads this knowledge when it begins, and writes what has changed when
+it ends.
 """
 import datetime as dt
 from typing import NamedTuple
@@ -17,14 +18,14 @@ from trytond.transaction import Transaction, without_check_access
 
 from . import oauth, smtp
 from .policy import login_delay
-from .replies import alike
+from .replies import gist
 from .settings import server_uri
 
 __all__ = [
     'Known', 'Server', 'accepted_since', 'login_of', 'recall', 'retain',
-    'suspected_alike', 'time_in_words', 'troubles']
+    'has_equal_suspect', 'time_in_words', 'troubles']
 
-# Twice, because two runs can find at once that a server has no record
+# Two tries, because two senders can find at once that a server has no record
 TRIES = 2
 
 
@@ -57,7 +58,7 @@ class Server(ModelSQL):
 
     @classmethod
     def erase(cls, address):
-        """Erase an address from the trouble, and from the errors that told it.
+        """Erase an address from the trouble, and from the scheduler's errors.
 
         :param address: a ``retention._Address``.
         """
@@ -80,14 +81,14 @@ class Server(ModelSQL):
 class Known(NamedTuple):
     """What is known about a server.
 
-    ``trouble`` are the words by which its trouble was told, since
-    ``troubled_at``. ``accepted_at`` is when it last accepted an email for some
-    of its recipients only; emails that were accepted as a whole have their
-    ``sent_at``. ``refused_logins`` is how many logins in a row were refused;
-    ``login`` is a hash of the configuration of the last one, which is not
-    tried again before ``next_login``. ``sessions`` is how many sessions the
-    server granted; one more is tried at ``more_sessions``. ``rate`` is how
-    many messages a minute it took before it refused more.
+    ``trouble`` are the words of its trouble, which began at ``troubled_at``.
+    ``accepted_at`` is when the server last accepted an email for some
+    recipients only; an email that was accepted for all has ``sent_at``.
+    ``refused_logins`` is how many logins in a row were refused. ``login`` is a
+    hash of the configuration of the last of these, which is not tried again
+    before ``next_login``. ``sessions`` is how many sessions the server
+    granted; one more is tried at ``more_sessions``. ``rate`` is how many
+    messages a minute the server took before it refused more.
     """
     trouble: str = None
     troubled_at: dt.datetime = None
@@ -99,33 +100,33 @@ class Known(NamedTuple):
     more_sessions: dt.datetime = None
     rate: float = None
 
-    def told(self, words):
-        """Return the words by which trouble is told.
+    def steady(self, words):
+        """Return the words for trouble.
 
-        The words of before, as long as the trouble is alike: one trouble is
-        one error.
+        They are the earlier words as long as the trouble is alike, so that the
+        scheduler makes one ``ir.error`` of it.
         """
-        if self.trouble and alike(self.trouble) == alike(words):
+        if self.trouble and gist(self.trouble) == gist(words):
             return self.trouble
         return words
 
     def troubled(self, words, now):
         return self._replace(
-            trouble=self.told(words),
+            trouble=self.steady(words),
             troubled_at=self.troubled_at or now)
 
     def relieved(self):
         return self._replace(trouble=None, troubled_at=None)
 
     def login_refused(self, login, now):
-        """A login was refused: the next one waits for longer each time.
+        """Note that a login was refused; each time the next one waits longer.
 
-        :param login: all that the configuration says of it, with secrets.
+        :param login: the text of :func:`login_of`, with secrets.
         """
         refused = (self.refused_logins or 0) + 1
         return self._replace(
             refused_logins=refused,
-            # Hashed like a password, because the table must not tell it
+            # Hashed like a password, because the text has secrets
             login=Pool().get('res.user').hash_password(login),
             next_login=now + login_delay(refused))
 
@@ -179,25 +180,25 @@ def accepted_since(store, known, since):
         or store.accepted_since(since))
 
 
-def suspected_alike(store, known, row, refusal):
-    "Return whether another email was refused alike, and none accepted since"
-    since = store.suspected_alike(row, refusal)
+def has_equal_suspect(store, known, row, refusal):
+    "Return whether another suspect is alike, and nothing was accepted since"
+    since = store.equal_suspect_since(row, refusal)
     return bool(since) and not accepted_since(store, known, since)
 
 
 def login_of(server):
-    "Return all that the configuration says of the login at a server"
+    "Return the text of all options of the login at a server, with secrets"
     return '\n'.join([server_uri(server) or '', *(
                 f'{name} {value}'
                 for name, value in oauth.options(server).items())])
 
 
 def troubles(now):
-    """Return what to tell of each server that takes no emails, by its name.
+    """Return a sentence about each server that takes no emails, by its name.
 
     The name of the default server is None.
 
-    :param now: the naive UTC: of its day only the time is told.
+    :param now: the time of the database, naive UTC.
     """
     t = _table()
     cursor = Transaction().connection.cursor()
@@ -213,7 +214,7 @@ def troubles(now):
 
 
 def _shown(name):
-    "Return the name of a server and where it is, without its login"
+    "Return the name of a server, and its host and port"
     uri = server_uri(name or None)
     if name:
         return f'{name} ({smtp.server_name(uri)})' if uri else name
@@ -221,7 +222,11 @@ def _shown(name):
 
 
 def time_in_words(at, now):
-    "Return a time in words. In UTC: the server does not know that of the user"
+    """Return a time in words, without its date if it is today.
+
+    The words are in UTC, because trytond does not know the time zone of the
+    user.
+    """
     lang = Pool().get('ir.lang').get()
     format_ = '%H:%M' if at.date() == now.date() else f'{lang.date} %H:%M'
     return f'{lang.strftime(at, format_)} UTC'

@@ -2,9 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 """The numbers of each server, as Prometheus reads them.
 
-The text format is 0.0.4. The samples of the default server have an empty
-label, because no server in the configuration can have an empty name.
-Prometheus treats an empty label like a missing one.
+The version of the text format is 0.0.4. The samples of the default server have
+an empty label, because no server in the configuration can have an empty name.
+Prometheus treats an empty label like a missing label.
 """
 import datetime as dt
 from collections import defaultdict
@@ -38,7 +38,7 @@ GAUGES = {
 
 
 def text():
-    "Return the numbers of now in the text format"
+    "Return the present numbers in the text format"
     measured = measure()
     lines = []
     for gauge, help_ in GAUGES.items():
@@ -57,20 +57,20 @@ def _escaped(value):
 def measure():
     """Return the values of the gauges by the name of the server.
 
-    The name of the default one is empty. A server that is no longer
-    configured is there as long as it has emails.
+    The name of the default server is empty. A server that is no longer
+    configured has values as long as it has emails.
     """
     pool = Pool()
     t = pool.get('email.queue').__table__()
     now = database_time()
-    # A gauge that no query finds a row for is zero
+    # A gauge is zero where no query finds a row for it
     measured = defaultdict(lambda: dict.fromkeys(GAUGES, 0))
     for server in servers():
         measured[server or '']
     _measure_waiting(measured, t, now)
     _measure_done(measured, t, now)
     unseen, stateless = incomplete.counts(t)
-    # The next run completes such rows for the default server
+    # The next run completes the rows, of which most are the default server's
     measured['']['due'] += unseen
     measured['']['failed'] += stateless
     s = pool.get('email.queue.server').__table__()

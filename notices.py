@@ -23,19 +23,19 @@ from .exceptions import BusyError
 from .history import about
 from .program import opened
 from .recipients import (
-    account, answer_lines, join_lines, split_addresses, split_lines, told)
+    account, answer_lines, join_lines, split_addresses, split_lines,
+    words_by_address)
 from .tools import forget, utc_now
 
 __all__ = ['Notices', 'Received', 'SES_ID', 'SES_IDS', 'receive']
 logger = logging.getLogger(__name__)
 
-# The history of an email gets no more events than these by notices, so that a
-# flood of notices does not fill the table
+# Notices add no event to a history of so many events, so that a flood of
+# notices does not fill the table
 EVENTS = 100
-# Amazon SES replaces the Message-ID of a message. The queue id that SES
-# answers is the local part of the new Message-ID; these are LIKE patterns of
-# its form. An email that went in several SMTP transactions has several queue
-# ids, one a line.
+# LIKE patterns of the queue ids of Amazon SES. They are the local parts of the
+# Message-IDs that SES gives to messages in place of their own. An email that
+# went in several SMTP transactions has several queue ids, one a line.
 SES_ID = '%-000000'
 SES_IDS = f'%\n{SES_ID}'
 # The exit statuses that a mail server understands (sysexits.h)
@@ -51,14 +51,15 @@ class Received(NamedTuple):
     """What a notice has changed.
 
     :param emails: the ids of the emails that the notice is about.
-    :param failed: the ids of the emails of which a recipient is refused now.
+    :param failed: the ids of the emails for which the notice has changed a
+        recipient from accepted to refused.
     """
     emails: list
     failed: list
 
 
 class _Email(NamedTuple):
-    "The columns by which a notice is compared with a row"
+    "The columns of an email that are compared with a notice"
     id: int
     from_addr: str
     to_addrs: str
@@ -83,8 +84,8 @@ class _Email(NamedTuple):
             return split_addresses(self.to_addrs)
         return split_lines(self.accepted)
 
-    def is_meant(self, notice):
-        "Return whether the notice can be about the email"
+    def may_be_of(self, notice):
+        "Return whether the notice may be about the email"
         return (
             # No mail server sends notices to the null sender
             self.from_addr != NULL_SENDER
@@ -96,14 +97,19 @@ class _Email(NamedTuple):
 
     @staticmethod
     def find(recipient, addresses):
-        "Return the address that a recipient of a notice is, None for no match"
-        alike = {_alike(a): a for a in addresses}
+        """Return the address among ``addresses`` that a notice is about.
+
+        :param recipient: the ``bounce.Recipient`` of the notice.
+        :return: None if no address is the same.
+        """
+        by_key = {_key(a): a for a in addresses}
         for address in [recipient.original, recipient.address]:
-            if address and _alike(address) in alike:
-                return alike[_alike(address)]
+            if address and _key(address) in by_key:
+                return by_key[_key(address)]
 
 
-def _alike(address):
+def _key(address):
+    "Return what is equal for two forms of the same address"
     return on_the_wire(address).lower()
 
 
@@ -115,13 +121,14 @@ class Notices:
     def receive_notice(cls, data):
         """Record what a notice of non-delivery says.
 
-        A recipient whom the server had accepted becomes refused. This runs in
-        the current transaction; users are notified when that is committed.
+        A recipient whom the server had accepted becomes refused. The changes
+        are made in the current transaction. Users are notified when it is
+        committed.
 
         :param data: the bytes of the notice, whatever they are.
-        :return: a :class:`Received`, None where it is no notice.
+        :return: a :class:`Received`, None if the bytes are no notice.
         :raises BusyError: a sender holds one of the emails at this moment.
-        :raises EmailQueueError: the transaction is readonly.
+        :raises ReadonlyError: the transaction is readonly.
         """
         check_writable()
         notice = bounce.read(data)
@@ -143,9 +150,11 @@ class Notices:
 
     @classmethod
     def receive_inbound_email(cls, inbound, rule):
-        """Record a notice that came by *Inbound Email*, and return its email.
+        """Record a notice that came by the module *Inbound Email*.
 
-        Called as the action of a rule of an inbox.
+        The method is called as the action of a rule of an inbox.
+
+        :return: the first email that the notice is about, or None.
         """
         received = cls.receive_notice(_raw(inbound))
         if received and received.emails:
@@ -157,7 +166,7 @@ class Notices:
         t = cls.__table__()
         where = t.message_id == notice.message_id
         if match := _ses_message_id.fullmatch(notice.message_id):
-            # Each condition is that of an index
+            # Each condition is the condition of an index
             where |= (t.queue_id == match[1]) & t.queue_id.like(SES_ID)
             where |= (
                 t.queue_id.like(f'%{match[1]}%') & t.queue_id.like(SES_IDS))
@@ -165,11 +174,11 @@ class Notices:
         cursor.execute(*t.select(
                 *(Column(t, name) for name in _Email._fields), where=where))
         emails = [_Email(*values) for values in cursor.fetchall()]
-        return [e for e in emails if e.is_meant(notice)]
+        return [e for e in emails if e.may_be_of(notice)]
 
     @classmethod
     def _receive(cls, email, recipients):
-        "Record what a notice says, and return whether a recipient is refused"
+        "Record what a notice says of an email; return whether it has bounced"
         bounced, delayed, gone = {}, {}, {}
         for recipient in recipients:
             if recipient.action not in {'failed', 'delayed'}:
@@ -192,7 +201,7 @@ class Notices:
 
     @classmethod
     def _refuse(cls, email, bounced):
-        "Write to the row that recipients are refused now"
+        "Write to the row that the recipients in ``bounced`` are refused"
         accepted = join_lines(
             None, (a for a in email.taken if a not in bounced))
         refused = join_lines(
@@ -208,12 +217,12 @@ class Notices:
             values['reason'] = 'bounced'
             values['error'] = account(
                 email.to_addrs,
-                told(refused, split_addresses(email.to_addrs)))
+                words_by_address(refused, split_addresses(email.to_addrs)))
         t = cls.__table__()
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.update(
                 [Column(t, name) for name in values], list(values.values()),
-                # Only if nobody has changed the row since it was read
+                # Only if nobody has changed the row since the row was read
                 where=(t.id == email.id) & (t.state == email.state)
                 & (Coalesce(t.accepted, '') == (email.accepted or ''))
                 & (Coalesce(t.refused, '') == (email.refused or ''))))
@@ -222,6 +231,7 @@ class Notices:
 
     @classmethod
     def _tell_once(cls, email, event):
+        "Add an event to the history, unless it is full or says the same"
         Event = cls.events.get_target()
         t = Event.__table__()
         cursor = Transaction().connection.cursor()
@@ -251,7 +261,7 @@ def _busy(email):
 
 
 def _raw(inbound):
-    "Return the bytes of an inbound email, empty if its service keeps none"
+    "Return the bytes of an inbound email, empty if its service has none"
     data = bytes(inbound.data or b'')
     if inbound.data_type == 'raw':
         return data
@@ -271,8 +281,8 @@ def _raw(inbound):
 class _Failed:
     """Notifies users of failed emails when the transaction is committed.
 
-    A data manager, because the notifications are made in a transaction of
-    their own, which sees the failures only after the commit.
+    It is a data manager, because the notifications are made in a transaction
+    of their own, which sees the failures only after the commit.
     """
 
     def __init__(self, Model):
@@ -288,7 +298,7 @@ class _Failed:
             if ids:
                 self.Model.run_finished(sorted(ids))
         except Exception:
-            # The failures are recorded by now, only their hook went wrong
+            # Not raised, because the failures are recorded by now
             logger.exception("error in the hook for the end of a run")
 
     def tpc_abort(self, transaction):

@@ -17,19 +17,19 @@ METHOD = 'email.queue|send_all'
 ICON = 'tryton-warning'
 ACTION = 'email_queue.act_email_queue_form'
 OWN = 'email.queue.own'
-# A notification of more emails has only their number
+# A notification of more emails tells only their number
 EMAILS = 20
-# A notification opens so many records at most, as clients show no more
+# A notification opens so many records at most, because clients show no more
 RECORDS = 1000
 DESCRIPTION_LENGTH = 300
 SLICE = 1000
 
 
 def notify(Model, ids):
-    """Notify those who queued emails that these have failed for good.
+    """Notify users that the emails that they have queued have failed.
 
-    In a transaction of its own, because the scheduler rolls back the
-    transaction of a run that ends in an error.
+    The notifications are made in a transaction of their own, because the
+    scheduler rolls back the transaction of a run that ends in an error.
 
     :param ids: the ids of the emails.
     """
@@ -44,7 +44,7 @@ def notify(Model, ids):
         User = pool.get('res.user')
         Notification.save([
                 _notification(user, Model, by_user[user.id])
-                # The search finds active users that still exist
+                # Searched, so that the users are active and exist
                 for user in User.search([('id', 'in', list(by_user))])])
         pool.get('ir.cron').notify(
             ICON, ACTION, None,
@@ -63,7 +63,7 @@ def _failed(Model, ids):
                 order_by=[t.id]))
         for id_, user, from_addr, resource in cursor:
             count += 1
-            # No notification of an email that may itself report a failure
+            # No notification about an email that may itself report a failure
             if (from_addr != '<>'
                     and not (resource or '').startswith(
                         f'{Model.__name__},')):

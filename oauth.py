@@ -31,7 +31,7 @@ from .settings import server_uri
 from .smtp import open_in_time, server_name
 from .words import printable
 
-__all__ = ['access_token', 'forget', 'options']
+__all__ = ['access_token', 'drop_token', 'options']
 logger = logging.getLogger(__name__)
 
 OPTIONS = ['token_uri', 'client_id', 'client_secret', 'scope', 'key']
@@ -40,15 +40,16 @@ CLIENT_CREDENTIALS = 'client_credentials'
 JWT_BEARER = 'urn:ietf:params:oauth:grant-type:jwt-bearer'
 # The longest time from the request to the last byte of its answer
 ENDPOINT_SECONDS = 30
+# How long before its end a token is replaced
 RENEW_SECONDS = 5 * 60
-# The lifetime of a token whose endpoint does not tell it
+# The lifetime of a token if the endpoint does not tell it
 LIFETIME = 10 * 60
 LIFETIME_MAX = 24 * 60 * 60
 ANSWER_SIZE = FILE_SIZE = 64 * 1024
 # The longest token that fits in the command of a login (RFC 4954 4)
 TOKEN_LENGTH = 8 * 1024
 WORDS_LENGTH = 400
-# Lines of a key from this length on are secrets by themselves
+# Each line of a key with at least so many characters is a secret by itself
 LINE_LENGTH = 16
 
 _token = re.compile(r'[\x21-\x7e]+')
@@ -77,7 +78,7 @@ def access_token(server=None, refused=None):
     return tokens.get(refused)
 
 
-def forget(server):
+def drop_token(server):
     "Drop the token of a server, so that the next call asks for a new one"
     with _tokens_lock:
         _tokens.pop(server, None)
@@ -130,7 +131,7 @@ class _Tokens:
             if isinstance(error, LoginError):
                 asked.set_exception(error)
                 return asked
-            # The interrupt is meant for this thread only, the others get an
+            # Only this thread is interrupted, so the threads that wait get an
             # ordinary error
             asked.set_exception(LoginError("no token: interrupted"))
             raise
@@ -179,7 +180,8 @@ class _Request:
         except LoginError as error:
             raise LoginError(self._without_secrets(error.words)) from None
         except Exception as error:
-            # The text and the chain of the exception may hold what was sent
+            # Without the text and the chain of the exception, because they may
+            # hold secrets of the request
             raise self._no_token(_words(error)) from None
         logger.info(
             "a new token for the server %s",
@@ -199,7 +201,7 @@ class _Request:
     # The request
 
     def _value(self, name, default=None):
-        "Return the value of an option, which may be kept in a file"
+        "Return the value of an option, from a file if the option names one"
         text = self._options.get(name, default)
         if text is None:
             raise LoginError(f'"{self._name(name)}" is not set')
@@ -300,7 +302,11 @@ class _Request:
         return token if isinstance(token, str) else token.decode('ascii')
 
     def _checked(self, uri):
-        "Return the URI of the endpoint, which must keep the secret to itself"
+        """Return the URI of the endpoint.
+
+        :raises LoginError: the URI is not valid, or the secret could be read
+            on its way.
+        """
         try:
             parts = urlsplit(uri)
             host, _ = parts.hostname, parts.port
@@ -359,7 +365,7 @@ def _read(option, path):
     except (OSError, ValueError) as error:
         words = getattr(error, 'strerror', None) or "it is no text"
         raise LoginError(
-            f'"{option}" can not be read from {path}: {words}') from None
+            f'"{option}" cannot be read from {path}: {words}') from None
 
 
 def _seconds(lifetime):
@@ -438,14 +444,14 @@ class _Handler(
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    "Follow no redirect: the secret is meant for the endpoint alone"
+    "Follows no redirect, because only the endpoint may get the secret"
 
     def redirect_request(self, *args):
         return None
 
 
 def _opener(opening, host):
-    # No proxy to this machine itself
+    # This machine itself is reached without a proxy
     proxies = {} if _is_here(host) else {
         scheme: proxy
         for scheme, proxy in urllib.request.getproxies().items()

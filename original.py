@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The table of the module for Tryton 3.4 of the same name → the one of now.
+"""The table of the original, the module of this name for Tryton 3.4 → ours.
 
-In the old table ``msg`` is a text, and the only other columns are addresses,
-attempts and state. The update of the module converts the table.
+In the table of the original ``msg`` is a text, and the only other columns are
+addresses, attempts and state. The update of the module converts the table.
 """
 import datetime as dt
 import json
@@ -34,17 +34,18 @@ logger = logging.getLogger(__name__)
 MODULE = 'email_queue'
 # The column that holds the texts until they are converted
 TEXT = 'msg_original'
-# The maximum of a batch, so that memory does not grow with the table
+# A batch has at most so many rows and bytes, so that memory does not grow with
+# the table
 ROWS, BYTES = 1000, 4 * 1024 * 1024
-# An email that has waited for longer is sent only if a person decides so
+# An email that has waited longer is sent only if a person decides so
 WAITED = dt.timedelta(days=1)
-# The columns of a new table that the conversion fills
+# The new columns that the conversion fills
 COLUMNS = [
     'msg', 'size', 'subject', 'message_id', 'priority', 'scheduled_at',
     'crashes', 'sensitive', 'sent_at', 'refused', 'reason', 'error']
-# The method of the scheduler's action, in the old module and in this one
+# The method of the scheduler's action, in the original and in this module
 METHOD = 'email.queue|send_all'
-# Other methods that the action of the old module can have after its migration
+# Other methods that the action can have after the migration of the original
 OLD_METHODS = ['email.queue|send_mail_cron', 'email.queue|send_mail']
 
 
@@ -78,17 +79,17 @@ class ConvertTo(Function):
 
 
 def _bytes_of(column):
-    "Return the expression for the bytes of a text, whatever they are"
+    "Return the expression for the bytes of a text, valid or not"
     if backend.name == 'postgresql':
         return ConvertTo(column, 'UTF8')
     return Cast(column, 'BLOB')
 
 
 def convert(Model, module):
-    """Convert the table of the old module, if the table is still one.
+    """Convert the table of the original, if it is not converted yet.
 
-    A conversion that was interrupted is continued: the texts stay until all of
-    them are converted.
+    An interrupted conversion is continued: the texts stay until all of them
+    are converted.
     """
     if not backend.TableHandler.table_exist(Model._table):
         return
@@ -113,7 +114,7 @@ def _convert_table(Model, handler):
 
 
 def _take_over(Model):
-    "Keep the messages that were queued while the column was still a text"
+    "Take over messages that were queued while their column was a text"
     t = Model.__table__()
     _cursor().execute(*t.update(
             [t.msg], [_bytes_of(Column(t, TEXT))],
@@ -186,7 +187,7 @@ def _convert_batch(Model, rows, now):
 def values_of(Model, row, text, now):
     """Return the values for a row of the original.
 
-    :param text: the bytes of its text, None where it has none.
+    :param text: the bytes of the row's text, None if it has none.
     :param now: the time by the clock of the database.
     """
     queued_at = row.create_date or now
@@ -236,12 +237,11 @@ def message(text, queued_at):
 
 
 def _envelope(row):
-    """Return sender, recipients, the text of ``refused``, and a reason.
+    """Return envelope sender, recipients, the text of ``refused``, a reason.
 
-    The reason is None unless nobody can get the email.
-
-    The original left it to the server to refuse the wrong ones of several
-    recipients, and the others got the email.
+    The reason is None unless nobody can get the email. The original sent an
+    email to invalid addresses, too: the server refused these addresses, and
+    the other recipients got the email.
     """
     fault = None
     try:
@@ -258,7 +258,7 @@ def _envelope(row):
 
 
 def recipients_of(text):
-    "Return the valid addresses of a list, and the invalid ones as shown"
+    "Return the valid addresses of a text, and the invalid ones, printable"
     try:
         return envelope_to(text), []
     except Invalid:
@@ -311,12 +311,13 @@ def _remember_held(Model):
 
 
 def _convert_settings(is_original):
-    """Keep the scheduler's action of the old module, and retire its user.
+    """Keep the scheduler's action of the original, and retire its user.
 
-    Both must leave the list of the module's records: the update would delete
-    the action with its interval, and would fail to delete the user.
+    Both are removed from the list of the module's records, because otherwise
+    the update would delete the action with its interval, and would fail to
+    delete the user.
     """
-    actions, users = _forget('send_mail_cron'), _forget('email_sender')
+    actions, users = _unlist('send_mail_cron'), _unlist('email_sender')
     user = Table('res_user')
     _cursor().execute(*user.update(
             [user.active], [False], where=user.id.in_(users or [-1])))
@@ -325,7 +326,7 @@ def _convert_settings(is_original):
     cursor.execute(*cron.select(
             cron.id,
             where=cron.id.in_(actions or [-1]) | cron.method.in_(methods)))
-    # The action that was the module's own record comes first
+    # The action that was a record of the original comes first
     found = sorted(
         (id_ for id_, in cursor), key=lambda id_: (id_ not in actions, id_))
     if not _has_action() and found:
@@ -334,8 +335,8 @@ def _convert_settings(is_original):
         _retire(found)
 
 
-def _forget(fs_id):
-    "Remove a record of the old module from its records, and return its ids"
+def _unlist(fs_id):
+    "Take a record out of the list of the module's records; return its ids"
     data, cursor = Table('ir_model_data'), _cursor()
     where = (data.module == MODULE) & (data.fs_id == fs_id)
     cursor.execute(*data.select(data.db_id, where=where))
@@ -345,9 +346,9 @@ def _forget(fs_id):
 
 
 def _has_action():
-    """Return whether the module has an action as its record.
+    """Return whether an action is in the list of the module's records.
 
-    The id of an action that was adopted before the activation is written now.
+    If the action was adopted before the activation, its id is written now.
     """
     cron, data, cursor = Table('ir_cron'), Table('ir_model_data'), _cursor()
     cursor.execute(*data.select(
@@ -365,7 +366,7 @@ def _has_action():
 
 
 def _adopt(id_):
-    "Make an action the module's record, with the interval that it has"
+    "Add an action to the module's records, with the interval that it has"
     cron, data, module = map(Table, ['ir_cron', 'ir_model_data', 'ir_module'])
     cursor = _cursor()
     cursor.execute(*cron.update(
@@ -375,8 +376,9 @@ def _adopt(id_):
             where=(module.name == MODULE)
             & module.state.in_(['activated', 'to upgrade'])))
     if not cursor.fetchone():
-        # Otherwise the activation would write the default interval. Without an
-        # id trytond takes the action for deleted by a person, and leaves it.
+        # With an id the activation would write the default interval. Without
+        # an id trytond takes the action for one that a person has deleted, and
+        # leaves it.
         id_ = None
     values = {
         'module': MODULE,
@@ -393,7 +395,7 @@ def _adopt(id_):
 
 
 def _retire(ids):
-    "Deactivate further actions that do the same"
+    "Deactivate further actions that do the same as the adopted one"
     cron = Table('ir_cron')
     if ids:
         _cursor().execute(*cron.update(
@@ -411,13 +413,13 @@ def tell():
     held = Held.search([])
     number = sum(h.number for h in held)
     if held and notification.tell(
-            _told(), 'msg_held_label', 'msg_held', number,
+            _administrators(), 'msg_held_label', 'msg_held', number,
             number=number):
         Held.delete(held)
 
 
-def _told():
-    "Return who looks after the queue, and who looks after Tryton"
+def _administrators():
+    "Return the administrators of Tryton and the members of the group"
     Health = Pool().get('email.queue.health')
     return {*Health.administrators(), *Health.members()}
 

@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """What users without further rights read of the emails that they have queued.
 
-The models are queries without any message and any email of another user, so
-that a client gets neither, whatever it asks for.
+The models are queries without messages and without emails of other users, so
+that no client can get either of them.
 """
 from sql import Column
 
@@ -17,7 +17,7 @@ from trytond.transaction import Transaction
 from .email_queue import EmailQueue
 from .event import Event
 from .reasons import REASONS
-from .shown import Titled, Told, in_whole_seconds
+from .shown import Titled, WithOutcome, in_whole_seconds
 
 
 class _Own(ModelSQL, ModelView):
@@ -57,7 +57,7 @@ def _shown_if(name):
     return {'invisible': ~Eval(name)}
 
 
-class OwnEmail(Titled, Told, _Own):
+class OwnEmail(Titled, WithOutcome, _Own):
     __name__ = 'email.queue.own'
     _rec_name = 'subject'
 
@@ -106,7 +106,7 @@ class OwnEmail(Titled, Told, _Own):
     def __setup__(cls):
         super().__setup__()
         for name in ['create_date', 'scheduled_at', 'sent_at', 'bounced_at']:
-            # As read returns them
+            # In whole seconds, as ``read`` returns them
             getattr(cls, name).format = '%H:%M:%S'
 
     @classmethod

@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """What a form lists of one email: its recipients and its attachments.
 
-They are in no table. Their ids are made from the email's, and what they show
-is read from the email with the rights of the user.
+These records are in no table. Their ids are made from the id of the email, and
+their values are read from the email with the rights of the user.
 """
 from trytond.i18n import gettext
 from trytond.model import ModelStorage, ModelView, fields
@@ -11,23 +11,24 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction
 
 from . import preview
-from .exceptions import EmailQueueError
+from .exceptions import VALUE_LENGTH, ArgumentError
 from .recipients import (
-    address_of, remaining, split_addresses, split_lines, told)
+    address_of, remaining, split_addresses, split_lines, words_by_address)
 
-# Of an id those that tell one of an email: as a client of JavaScript has 53
+# How many bits of an id are the number of the part. The bits above are the id
+# of the email; a client in JavaScript has 53 bits for both.
 BITS = 20
-# Trouble first, so that it is seen in a list of many
+# Refused recipients come first, so that they are seen in a long list
 ORDER = ['refused', 'bounced', 'waiting', 'unsent', 'accepted']
 
 
 def part_ids(email, count):
-    "Return the ids of so many parts of the email"
+    "Return the ids of ``count`` parts of an email, given by its id"
     return [(email << BITS) + n for n in range(min(count, 1 << BITS))]
 
 
 class _Part(ModelStorage, ModelView):
-    "Records about one email, which only the server makes"
+    "Records about one email, which trytond computes and nobody writes"
 
     email = fields.Many2One('email.queue', "Email", readonly=True)
 
@@ -42,7 +43,7 @@ class _Part(ModelStorage, ModelView):
 
     @classmethod
     def search(cls, domain, *args, **keywords):
-        "Return nothing: they are found by their email only"
+        "Return nothing, because the records are found by their email only"
         return 0 if keywords.get('count') else []
 
     @classmethod
@@ -51,7 +52,7 @@ class _Part(ModelStorage, ModelView):
         for id_ in ids:
             numbers.setdefault(id_ >> BITS, []).append(id_ % (1 << BITS))
         rows = {}
-        # One email after another, so that one message is held at a time
+        # One email after another, so that only one message is in memory
         for email, of_email in numbers.items():
             values = cls._read_parts(email, of_email, fields_names)
             for number, row in zip(of_email, values):
@@ -109,11 +110,11 @@ class Recipient(_Part):
 
 
 def _recipients(row, bounced):
-    "Return address, state and words of each recipient, trouble first"
+    "Return address, state and words of each recipient, in ``ORDER``"
     addresses = split_addresses(row['to_addrs'])
     waiting = {*remaining(row['to_addrs'], row['accepted'], row['refused'])}
-    words = told(row['error'], addresses)
-    refused = told(row['refused'], addresses)
+    words = words_by_address(row['error'], addresses)
+    refused = words_by_address(row['refused'], addresses)
     if len(addresses) == 1 and waiting and row['state'] != 'sent':
         words.setdefault(addresses[0], row['error'])
     of_waiting = {
@@ -128,10 +129,10 @@ def _recipients(row, bounced):
             state = 'accepted'
         else:
             state = 'bounced' if address in bounced else 'refused'
-        said = refused.get(address) or words.get(address) or ''
+        answer = refused.get(address) or words.get(address) or ''
         found.append({
                 'address': address, 'rec_name': address, 'state': state,
-                'words': ' '.join(said.split())
+                'words': ' '.join(answer.split())
                 if state != 'accepted' else None})
     return sorted(found, key=lambda part: ORDER.index(part['state']))
 
@@ -145,10 +146,12 @@ class Attachment(_Part):
 
     @classmethod
     def read(cls, ids, fields_names):
-        # A client opens one, and asks for the sizes of the others
+        # A client opens one attachment, and asks for the sizes of the others
         if ('data' in fields_names and len(ids) > 1
                 and Transaction().check_access and not cls._only_size()):
-            raise EmailQueueError(gettext('email_queue.msg_one_attachment'))
+            raise ArgumentError(
+                gettext('email_queue.msg_one_attachment'), 'ids',
+                str(ids)[:VALUE_LENGTH])
         return super().read(ids, fields_names)
 
     @classmethod
@@ -158,7 +161,7 @@ class Attachment(_Part):
     @classmethod
     def _read_parts(cls, email, numbers, names):
         EmailQueue = Pool().get('email.queue')
-        # The client asks for the size only of the fields that it shows
+        # The client may ask for the size of ``msg`` instead of its bytes
         with Transaction().set_context({f'{EmailQueue.__name__}.msg': None}):
             row, = EmailQueue.read([email], ['msg'])
         found = preview.attached(row['msg'] or b'')

@@ -1,8 +1,8 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What becomes of a row, when it is due again, and how fast to go.
+"""What becomes of a row, when it is due again, and how fast emails go.
 
-Plain values and clocks: no database and no network.
+This file has plain values and clocks, no database and no network.
 """
 import datetime as dt
 import random
@@ -11,7 +11,8 @@ import time
 
 from .reasons import reason_of
 from .recipients import (
-    account, answer_lines, join_lines, split_addresses, split_lines, told)
+    account, answer_lines, join_lines, split_addresses, split_lines,
+    words_by_address)
 from .replies import QUOTA
 
 __all__ = [
@@ -19,28 +20,34 @@ __all__ = [
     'RECORD_SECONDS', 'Sessions', 'Suspects', 'Throttle', 'after',
     'first_answer', 'login_delay', 'next_attempt', 'suspected']
 
+# How many rows a sender holds at most for each session
 HELD_ROWS = 500
+# How long outcomes are gathered for one record
 RECORD_SECONDS = 0.02
-# So many messages that are refused alike, with no message accepted between
-# them, show that the server is at fault. Once the server has accepted a
-# message in the run it takes more of them, because a few bad messages may
-# follow each other by chance.
+# How many equal refusals, with no message accepted between them, show that the
+# server is at fault. The second number is for a run in which the server has
+# accepted a message: it is higher, because a few bad messages may follow each
+# other by chance.
 ALIKE, ALIKE_AFTER_ACCEPTED = 2, 10
+# The first wait of a suspect, and the longest
 SUSPECT_DELAYS = dt.timedelta(minutes=5), dt.timedelta(minutes=40)
-# A suspect fails after this time if the server has neither accepted a message
-# since nor refused another alike
+# A suspect fails after this time if the server has neither accepted any
+# message since then nor refused another message in the same way
 ALONE = dt.timedelta(hours=1)
 LOGIN_DELAY_MAX = dt.timedelta(minutes=15)
-# In seconds, while the server wants messages more slowly: the longest pause of
-# all sessions, and the longest interval between two messages
+# While the server wants messages more slowly: the longest pause of all
+# sessions, and the longest interval between two messages, in seconds
 PAUSE_MAX = 30
 INTERVAL_MAX = 30
-# From fewer messages no rate can be told that the server takes
+# Fewer messages do not show which rate the server takes
 TAKEN_MIN = 10
+# In how many seconds the rate doubles after the server has wanted messages
+# more slowly
 DOUBLING_SECONDS = 30
-# After so many seconds a run tries one session more than the server granted
+# After so many seconds a sender tries one session more than the server granted
 SESSION_SECONDS = 300
 TROUBLE_DELAY = dt.timedelta(minutes=1)
+# After so many seconds without relief trouble ends the sender's work
 TROUBLE_SECONDS = 60
 UNCERTAIN_DELAY = dt.timedelta(minutes=15)
 RETRY_DELAY_MAX = dt.timedelta(hours=4)
@@ -49,8 +56,8 @@ RETRY_DELAY_MAX = dt.timedelta(hours=4)
 def after(row, outcome, now, settings, chance=random.random):
     """Return ``row`` as it has to be recorded after ``outcome``.
 
-    Each function that it calls is a line of the table "What the module says"
-    in doc/design.rst.
+    Each function that ``after`` calls is a line of the table "What the module
+    says" in doc/design.rst.
 
     :param outcome: the ``smtp.Outcome``, None where the row was not handed
         over. A refusal in the outcome counts as the message's own fault: see
@@ -80,7 +87,7 @@ def _decided(row, outcome, now):
     if not outcome.decided:
         return row
     return row._replace(
-        # Send Now had raised the priority for this attempt only
+        # *Send Now* has raised the priority for this attempt only
         priority=row.own_priority or row.priority,
         own_priority=None,
         attempts=row.attempts + 1,
@@ -92,12 +99,13 @@ def _given_back(row, now):
     "Return the row as it was before the claim, or failed if it has expired"
     if row.expired(now):
         return _failed(
-            row, 'expired', told(row.error, row.remaining) or row.error or {})
+            row, 'expired',
+            words_by_address(row.error, row.remaining) or row.error or {})
     return row._replace(state='outbox')
 
 
 def _complete(row, outcome, now):
-    "Return the row as it ends: each recipient is accepted or refused"
+    "Return the row sent or failed: each recipient is accepted or refused"
     if row.refused:
         reason = 'refused'
         if row.bounced_at and not outcome.refused:
@@ -114,7 +122,7 @@ def _complete(row, outcome, now):
 
 
 def _unanswered(row, words, now, settings):
-    "Return the row due again, at most once, as the server has not answered"
+    "Return the row due once more, or failed: the server has not answered"
     next_ = now + UNCERTAIN_DELAY
     fails = (
         row.uncertain or settings.uncertain == 'fail'
@@ -126,7 +134,7 @@ def _unanswered(row, words, now, settings):
 
 
 def _deferred(row, outcome, now, settings, chance):
-    "Return the row due again, or failed where the limits allow no attempt"
+    "Return the row due again, or failed if the limits allow no attempt"
     words = outcome.deferred
     next_ = next_attempt(row, now, settings, chance)
     if next_ is None:
@@ -139,7 +147,7 @@ def _deferred(row, outcome, now, settings, chance):
 
 
 def _troubled(row, trouble, now, settings):
-    "Return the row due again: trouble with the server counts no attempt"
+    "Return the row due again; no attempt is counted for trouble"
     row = row._replace(reason=trouble.reason, error=trouble.words)
     if trouble.kind == QUOTA:
         return _waits(row, 'gave_up', trouble.words, now, settings)
@@ -151,10 +159,10 @@ def _troubled(row, trouble, now, settings):
 def _failed(row, reason, words=()):
     """Return the row as failed.
 
-    :param words: what the server said last of the recipients that it has
+    :param words: the server's last words about the recipients that it has
         neither accepted nor refused: a dict by address, or one text for all.
     """
-    refused = told(row.refused, split_addresses(row.to_addrs))
+    refused = words_by_address(row.refused, split_addresses(row.to_addrs))
     if isinstance(words, str):
         if not (row.accepted or refused):
             return _ended(row, reason, words)
@@ -175,15 +183,15 @@ def suspected(row, outcome, now, settings, alone, chance=random.random):
     The row stays in the outbox and no attempt is counted.
 
     :param outcome: the ``smtp.Outcome`` with a ``refusal``.
-    :param alone: whether no other message was refused alike. If so, a message
-        that the server has deferred is deferred as always, and a message that
-        the server has refused for good fails after an hour.
+    :param alone: whether no other message was refused in the same way. If so,
+        a message that the server has deferred is deferred as always, and a
+        message that the server has refused for good fails after an hour.
     """
     since = row.suspect_since or now
     if alone and not (outcome.refused and now - since < ALONE):
         row = after(row, outcome, now, settings, chance)
         if row.state == 'outbox':
-            # So that a later message that is refused alike can be compared
+            # Kept, so that a later refusal can be compared with it
             row = row._replace(suspect=outcome.refusal, suspect_since=since)
         return row
     words = {**outcome.deferred, **outcome.refused}
@@ -199,8 +207,8 @@ def suspected(row, outcome, now, settings, alone, chance=random.random):
 def _waits(row, reason, words, now, settings):
     """Return the row due again, or failed if it has waited for too long.
 
-    :param reason: of the failed row.
-    :param words: what the server said: a dict by address, or one text for all.
+    :param reason: the reason of the row if it fails.
+    :param words: the server's words: a dict by address, or one text for all.
     """
     since = row.suspect_since or now
     row = row._replace(
@@ -222,7 +230,7 @@ def _suspect_delay(since, now):
 
 
 def login_delay(refused):
-    "Return how long to wait with the next login after so many refused ones"
+    "Return how long the next login waits after ``refused`` logins in a row"
     return min(dt.timedelta(minutes=2 ** min(refused - 1, 9)), LOGIN_DELAY_MAX)
 
 
@@ -243,7 +251,7 @@ def next_attempt(row, now, settings, chance=random.random):
 
 
 def _allowed(row, next_, settings):
-    "Return whether the limits allow another attempt at that time"
+    "Return whether the limits allow another attempt at ``next_``"
     return _allowed_time(row, next_, settings) and not (
         settings.max_attempts and row.attempts >= settings.max_attempts)
 
@@ -257,8 +265,8 @@ def _allowed_time(row, next_, settings):
 class Suspects:
     """Rows of a run whose refusal may be the server's fault.
 
-    The next message tells: if the server accepts it, the earlier refusals were
-    the messages' own.
+    The next message shows whose fault they are: if the server accepts it, the
+    refused messages themselves are at fault.
     """
 
     def __init__(self):
@@ -267,8 +275,8 @@ class Suspects:
     def settle(self, row, outcome):
         """Return the pairs of row and outcome that can be recorded now.
 
-        A refusal is held back. An acceptance settles all refusals before it as
-        the messages' own fault.
+        A refusal is held back. When a message is accepted, all refusals before
+        are settled as faults of their messages.
         """
         if outcome and outcome.refusal:
             self._held.setdefault(outcome.refusal, []).append((row, outcome))
@@ -279,23 +287,23 @@ class Suspects:
             return [*own, (row, outcome)]
         return [(row, outcome)]
 
-    def alike(self, refusal):
-        "Return how many of the rows that are held back have this refusal"
+    def count(self, refusal):
+        "Return how many rows with this refusal are held back"
         return len(self._held.get(refusal, ()))
 
     def release(self):
-        "Return the held pairs, a list for each refusal, and hold none"
+        "Return the pairs that are held back, a list for each refusal"
         held, self._held = list(self._held.values()), {}
         return held
 
 
 def first_answer(outcome):
-    "Return the first recipient that was not taken, and the server's words"
+    "Return the first recipient not accepted, and the server's words about it"
     return next(iter({**outcome.refused, **outcome.deferred}.items()))
 
 
 class Sessions:
-    """Which threads of a run may have a session with the server.
+    """Which threads of a sender may have a session with the server.
 
     A server may grant fewer sessions than the settings say. If it refuses a
     further session while another one lives, this is no trouble: the thread of
@@ -303,8 +311,9 @@ class Sessions:
 
     :param most: the number of sessions in the settings.
     :param granted: the number that the server granted in an earlier run, None
-        where all were granted.
-    :param seconds: after which one session more than granted is tried.
+        where it granted all.
+    :param seconds: how long to wait before one session more than granted is
+        tried.
     :param first: whether one thread has to open its session before the others
         try, because a login was refused in the last run.
     """
@@ -325,7 +334,7 @@ class Sessions:
 
     @property
     def are_fewer(self):
-        "Whether the server granted fewer than the settings say"
+        "Whether the server granted fewer sessions than the settings say"
         return self.granted < self._most and not self._first
 
     def enter(self, client):
@@ -337,22 +346,23 @@ class Sessions:
                 if not self._first and not self.seconds:
                     self.granted += 1
                     break
-                # The thread that opens the first session notifies the others
+                # The thread that opens the first session wakes the others
                 self._changed.wait(None if self._first else self.seconds)
             if not self._is_closed:
                 self._admitted.add(client)
             return not self._is_closed
 
     def tries(self, client):
+        "Note that the client is about to open a session, if it has none"
         if client not in self._alive:
             with self._changed:
                 self._trying.add(client)
 
     def tried(self, client, has_session):
-        """Note that the server has not refused a session to the client.
+        """Note that the server has not refused the client a session.
 
-        :param has_session: whether the client has one: it may not have asked
-            for any.
+        :param has_session: whether the client has a session. It has none if it
+            did not need one.
         """
         if client in self._alive:
             return
@@ -365,10 +375,10 @@ class Sessions:
             self._changed.notify_all()
 
     def refuses(self, client):
-        """Return whether the server refuses only further sessions.
+        """Return whether the server, which refuses the client, grants others.
 
-        If no session lives, wait for those that are being opened, because the
-        server may grant one of them.
+        If no session lives, wait for the sessions that are being opened,
+        because the server may grant one of them.
         """
         with self._changed:
             self._alive.discard(client)
@@ -398,7 +408,7 @@ class Patience:
 
     def troubled(self, now):
         if now < self.until:
-            # From a session that was already sending when the pause began
+            # A session was already sending when the pause began
             return
         self._since = self._since or now
         self._delay = self._delay * 2 or 1
@@ -434,14 +444,14 @@ class Pace:
 
 
 class Deadline:
-    "The end of a run, after which the run claims no more rows"
+    "The time after which a sender claims no more rows"
 
     def __init__(self, seconds):
         self._at = time.monotonic() + seconds
         self.is_cut = False
 
     def cut(self):
-        "Let the run end at once: only what is being sent is finished"
+        "Let the sender stop at once, after the emails that are being sent"
         self.is_cut = True
 
     @property
@@ -452,12 +462,13 @@ class Deadline:
 class Throttle:
     """Gives each message a time, so that messages go at an even rate.
 
-    The first message of a run waits, too, so that several runs one after
-    another keep the rate.
+    The first message waits, too, so that several runs one after another keep
+    the rate.
 
-    :param per_minute: the messages a minute of the settings, 0 for no limit.
-    :param found: the messages a minute that the server took in an earlier run
-        before it refused more, None where it has refused none.
+    :param per_minute: how many messages a minute the settings allow, 0 for no
+        limit.
+    :param found: how many messages a minute the server took in an earlier run
+        before it refused more, None where it refused none.
     """
 
     def __init__(self, per_minute, found=None):
@@ -470,6 +481,7 @@ class Throttle:
         self._lock = threading.Lock()
 
     def turn(self):
+        "Return the time of the next message (``time.monotonic``)"
         with self._lock:
             now = time.monotonic()
             if self.is_slowed:
@@ -486,15 +498,15 @@ class Throttle:
             self._slowed_at = now
 
     def slow_down(self):
-        """Pause, and go on with half the rate that was too much.
+        """Pause, and go on with half of the rate that was too high.
 
-        If the server has taken only a few messages, no rate is known that
-        could be halved.
+        If the server has taken only a few messages, there is only the pause,
+        because the rate is not known.
         """
         with self._lock:
             now = time.monotonic()
             if now < self.resumes_at:
-                # From a session that was already sending when the pause began
+                # A session was already sending when the pause began
                 return
             if self._taken >= TAKEN_MIN:
                 seconds = max(now - self._started_at, 1) / self._taken
@@ -516,7 +528,7 @@ class Throttle:
 
     @property
     def found(self):
-        "The messages a minute that the server takes, None for no limit"
+        "How many messages a minute the server takes, None for no limit"
         with self._lock:
             self._recover(time.monotonic())
             slower = self._seconds > max(self._shortest, 1e-3)

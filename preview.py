@@ -2,9 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 """Stored bytes → what a person reads.
 
-Knows no database. An own reader of MIME, because it is up to 90 times as fast
-as the standard library's parser, takes linear time and never raises, while the
-parser raises LookupError at an unknown charset.
+This file knows no database. It has a reader of MIME of its own, because this
+reader is up to 90 times as fast as the standard library's parser, takes linear
+time and never raises. The parser raises LookupError at an unknown charset.
 """
 import binascii
 import mimetypes
@@ -21,10 +21,13 @@ from .mime import decoded, header_fields, value_of, with_crlf
 from .words import (
     decoded_words, from_base64, in_charset, printable, unquoted, with_domains)
 
-# What is looked at to show a message
+# How many bytes are read of a message, of the header of each part, and of a
+# text
 READ_SIZE, HEADER_SIZE, TEXT_SIZE = 40 * 1024 ** 2, 64 * 1024, 128 * 1024
-# Of HTML as rich text, which clients show slowly: the rest is in the text
+# How many characters and lines are shown as rich text, because clients show it
+# slowly. The field Text has the rest.
 RICH_SIZE, RICH_LINES = 32 * 1024, 1000
+# How many parts and levels of parts are read, and how many fields are shown
 PARTS, DEPTH, FIELDS = 200, 20, 50
 FIELD_SIZE = 4 * 1024
 SHOWN_FIELDS = {
@@ -32,25 +35,27 @@ SHOWN_FIELDS = {
         'From', 'Sender', 'Reply-To', 'To', 'Cc', 'Date', 'Subject',
         'Message-ID', 'In-Reply-To', 'Auto-Submitted', 'List-Id',
         'List-Unsubscribe']}
-# What the rich text of both clients knows, none with attributes
+# The tags of the rich text of both clients; none has attributes
 RICH_TAGS = {'b', 'br', 'div', 'i', 'u'}
+# The tag in rich text for each tag of HTML that has a style
 STYLES = {
     **dict.fromkeys(
         ['b', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'strong', 'th'], 'b'),
     'cite': 'i', 'em': 'i', 'i': 'i', 'a': 'u', 'ins': 'u', 'u': 'u'}
-# Names of files that a system can have, however long the one in a message is
+# The length of the name of a file that any system can have
 NAME_LENGTH = 100
 EXTENSIONS = {'message/rfc822': '.eml', 'text/plain': '.txt'}
-# Their text is none
+# The text in these tags is not shown
 HIDDEN_TAGS = {'head', 'script', 'style', 'template', 'title'}
-# One parameter, with the quotes of a value that has no end
+# One parameter. The quotes of a value may be unpaired.
 _parameter = re.compile(
     r'[^;"]*?([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*(?:"|\Z)|[^;]*)[^;]*')
-# In the name of a file, on any system
+# The characters that the name of a file must not have on some system
 _forbidden = re.compile(r'[\\/:*?"<>|]')
 _extension = re.compile(r'\.\w{1,8}$')
 _long_tag = re.compile(r'<([A-Za-z][A-Za-z0-9]*)[^<>]{2000,}')
 _continued = re.compile(r'(.+?)(?:\*(\d{1,3}))?(\*?)')
+# The text in place of a tag of HTML: lines and blanks
 _tag_texts = {
     **dict.fromkeys(['br', 'div', 'tr', '/div', '/tr', '/li'], '\n'),
     **dict.fromkeys(
@@ -70,9 +75,9 @@ class Attachment(NamedTuple):
 class Reading(NamedTuple):
     """What a person reads of a message.
 
-    ``headers`` are pairs of name and value, ``complete`` is False where the
-    list of attachments is not, ``html`` is the text of the HTML, ``sources``
-    the HTML itself.
+    ``headers`` are pairs of name and value. ``complete`` is False if
+    attachments are missing in ``attachments``. ``html`` is the text of the
+    HTML, ``sources`` are the HTML itself.
     """
     headers: list
     text: str
@@ -83,7 +88,7 @@ class Reading(NamedTuple):
 
 
 class _Part(NamedTuple):
-    "A part without parts: its fields by name, and its encoded body"
+    "A part that has no parts: its fields by name, and its encoded body"
     fields: dict
     data: bytes
 
@@ -134,7 +139,7 @@ class _Part(NamedTuple):
     def file_name(self, number):
         """Return a name for a file with the attachment.
 
-        :param number: what tells it from others without name.
+        :param number: the name if the attachment has none.
         """
         name = self.name
         if not name and self.type == 'message/rfc822':
@@ -151,10 +156,10 @@ class _Part(NamedTuple):
 
 
 def read(data):
-    """Return the :class:`Reading` of stored bytes, whatever they are.
+    """Return the :class:`Reading` of any bytes.
 
-    Nothing of them is executed or fetched, and what lies after the bounds of
-    this module is left out.
+    Nothing in the bytes is executed or fetched. What lies beyond the bounds of
+    this file is left out.
     """
     complete = len(data) <= READ_SIZE
     data = with_crlf(bytes(data[:READ_SIZE]))
@@ -180,7 +185,7 @@ def read(data):
 
 
 def attached(data):
-    "Return the parts of stored bytes that are attachments, as of ``read``"
+    "Return the parts of any bytes that are attachments for :func:`read`"
     data = with_crlf(bytes(data[:READ_SIZE]))
     return [
         part for part in islice(_leaves(data), PARTS) if not part.is_text]
@@ -215,7 +220,8 @@ def _part_header(data):
 def _value_and_parameters(field):
     """Return the value of a field in lower case and its parameters by name.
 
-    Those of RFC 2231 are decoded; of several with one name the first counts.
+    Parameters of RFC 2231 are decoded. Of several parameters with one name the
+    first is returned.
     """
     text = value_of(field[:FIELD_SIZE]).decode('utf-8', 'surrogateescape')
     text = text.replace('\r\n', '').replace('\t', ' ')
@@ -225,7 +231,7 @@ def _value_and_parameters(field):
         name, number, encoded = _continued.fullmatch(match[1]).groups()
         parts.setdefault(name.lower(), {}).setdefault(
             int(number or 0), (unquoted(match[2].strip()), bool(encoded)))
-    # A comment can follow (RFC 2045 5.1)
+    # A comment can follow the value (RFC 2045 5.1)
     value = value.partition('(')[0].strip().lower()
     return value, {
         name: _joined([text for _, text in sorted(texts.items())])
@@ -252,7 +258,8 @@ def _split(data, start, boundary):
         return parts
     delimiter = re.compile(
         rb'\r\n--%s(--)?[ \t]*(?=\r\n|\Z)' % re.escape(boundary))
-    # The first may have the line end of the blank line
+    # The line end of the blank line after the header can belong to the first
+    # delimiter
     for match in delimiter.finditer(data, max(start - 2, 0)):
         if begin is not None:
             parts.append(data[begin:match.start()])
@@ -260,7 +267,7 @@ def _split(data, start, boundary):
             return parts
         begin = match.end() + len(b'\r\n')
     if begin is not None:
-        # It ends without a last boundary
+        # The body ends without a last boundary
         parts.append(data[begin:])
     return parts
 
@@ -273,10 +280,9 @@ def html_text(text):
 def rich_text(text):
     """Return HTML as the rich text that Tryton's clients show.
 
-    Lines of bold, italic and underlined text with the targets of links, and
-    nothing else: the output is built from the words of ``text``, and ``nh3``
-    drops whatever would not be such a line. Nothing of it can be fetched or
-    executed.
+    The rich text is lines of bold, italic and underlined words with the
+    targets of links. It is built from the words of ``text``, and ``nh3`` drops
+    everything else, so that nothing in it can be fetched or executed.
     """
     lines, size = [[]], 0
     for style, words in _runs(text):
@@ -289,7 +295,7 @@ def rich_text(text):
             break
     rich = []
     for line in map(_rich_line, lines):
-        # Of blank lines one after another one is enough
+        # Only the first of several blank lines is kept
         if line or rich and rich[-1]:
             rich.append(line)
     while rich and not rich[-1]:
@@ -325,9 +331,9 @@ def _rich_line(runs):
 def _runs(text):
     """Yield the words that are in HTML, each with its style.
 
-    A style is one of ``STYLES`` or nothing. Words have one at most: how
-    several are nested is not the same for each client, which would take its
-    own way to write them for a change by the user.
+    A style is a value of ``STYLES`` or empty. Words have one style at most,
+    because each client nests several styles in its own way, and would take
+    another nesting for a change by the user.
     """
     try:
         root = lxml.html.document_fromstring(
@@ -335,7 +341,7 @@ def _runs(text):
             _long_tag.sub(r'<\1', text).encode('utf-8', 'replace'),
             parser=lxml.html.HTMLParser(encoding='utf-8', huge_tree=True))
     except lxml.etree.LxmlError:
-        # There is nothing in it
+        # The HTML has no content
         return
     hidden, depths = 0, dict.fromkeys('bui', 0)
 
@@ -373,14 +379,14 @@ def _words(text):
 
 
 def _shown(text):
-    "Return ``text`` without what can not be shown"
+    "Return ``text`` without characters that cannot be shown"
     return ''.join(
         c if c.isprintable() or c in '\n\t' else ' ' if c.isspace() else ''
         for c in text)
 
 
 def _tidy(text):
-    "Return ``text`` without what can not be shown and without empty space"
+    "Return ``text`` as it is shown, without blanks and lines at its ends"
     cut = len(text) > TEXT_SIZE
     text = text[:TEXT_SIZE].replace('\r\n', '\n').replace('\r', '\n')
     text = text.encode('utf-8', 'replace').decode('utf-8')

@@ -11,10 +11,11 @@ __all__ = ['opened']
 
 @contextmanager
 def opened(database, model, readonly=True):
-    """Start a transaction on a database and return a model of it.
+    """Start a transaction on a database and yield one of its models.
 
     :param database: the name of the database.
     :param model: the name of the model.
+    :param readonly: whether the transaction is readonly.
     :raises LookupError: the module is not activated in the database.
     """
     Pool.start()

@@ -2,9 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 """Why an email is not sent, as data.
 
-``reason`` is what the module says of an email, ``error`` are the words of a
-server. :func:`convert` makes both of the English texts that the module wrote
-into ``error`` before it had reasons.
+``reason`` is what the module says of an email, and ``error`` has the words of
+the server. Before there were reasons, the module wrote English texts into
+``error``; :func:`convert` makes a reason and words of them.
 """
 import re
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from .recipients import (
 __all__ = [
     'REASONS', 'convert', 'convert_events', 'converted', 'reason_of']
 
-# The labels begin a sentence that the words of the server may end
+# A label begins a sentence, which the words of the server may end
 REASONS = [
     (None, ""),
     # The server has answered
@@ -35,7 +35,7 @@ REASONS = [
     ('died', "Its senders died"),
     ('not_recorded', "May have arrived, but could not be recorded"),
     ('no_server', "The server is not configured"),
-    # The server, or the address, cannot take it
+    # The server or the address cannot take the email
     ('too_large', "Larger than the server takes"),
     ('no_smtputf8', "The server takes no such address"),
     ('dead', "Not tried, because the address does not work"),
@@ -47,7 +47,7 @@ REASONS = [
     ('no_state', "Without a valid state"),
     ('not_queued', "Could not be queued"),
     ('unsendable', "Cannot be sent"),
-    # The update has found it so
+    # The update from an older version has found the email in this state
     ('waited', "Waited for long before the update"),
     ('failed_before', "Failed before the update"),
     ]
@@ -59,16 +59,16 @@ BATCH = 1000
 def reason_of(reasons, addresses, default):
     """Return the reason that all of the addresses have.
 
-    :param reasons: by address, only where the words of the server alone do
-        not say it.
-    :param default: the reason of the others, and of addresses that have
-        different ones.
+    :param reasons: a dict by address, only of addresses about which the server
+        did not say the reason itself.
+    :param default: the reason of the other addresses. It is also returned
+        where the addresses have different reasons.
     """
     found = {reasons.get(address, default) for address in addresses}
     return found.pop() if len(found) == 1 else default
 
 
-# The texts of before
+# The texts of older versions
 
 
 class Old(NamedTuple):
@@ -87,7 +87,7 @@ class Old(NamedTuple):
 
 
 class New(NamedTuple):
-    "What is written of it"
+    "What is written to the row"
     reason: str
     error: str
     refused: str
@@ -98,7 +98,7 @@ _heads = [
     (re.compile(r'\Aexpired(?:: |\n|\Z)'), 'expired'),
     (re.compile(r'\Agave up(?:: |\n|\Z)'), 'gave_up'),
     ]
-# The texts that were the whole error; the group is what is kept
+# Texts that were the whole error; what the group matches is kept
 _wholes = [
     (re.compile(pattern, re.S), reason) for pattern, reason in [
         (r'no recipient', 'no_recipient'),
@@ -115,7 +115,7 @@ _wholes = [
         (r'waited since [-\d]+ [:\d]+ before the update', 'waited'),
         (r'failed before the update', 'failed_before'),
         ]]
-# The texts about one recipient, or about all; the group is what is kept
+# Texts about one recipient, or about all; what the group matches is kept
 _answers = [
     (re.compile(pattern), reason) for pattern, reason in [
         (r'(.*): the message may have arrived', 'uncertain'),
@@ -135,7 +135,7 @@ _words = {
 
 
 def convert(Model):
-    "Give the rows of before a reason, and leave the servers' words in error"
+    "Give rows of older versions a reason, and keep only words in ``error``"
     t = Model.__table__()
     cursor = Transaction().connection.cursor()
     has_none = (t.reason == Null) & (
@@ -158,7 +158,7 @@ def convert(Model):
 
 
 def convert_events(Event):
-    "Do the same with what the history says of emails that were given up"
+    "Give a reason to events of older versions about emails given up"
     t = Event.__table__()
     cursor = Transaction().connection.cursor()
     cursor.execute(*t.select(
@@ -170,7 +170,7 @@ def convert_events(Event):
         new = converted(Old(
                 id_, 'failed', None, ', '.join(split_lines(recipients)), None,
                 None, words, None, None, None, None))
-        # What the text does not say is said by the kind
+        # If the text does not give a reason, the kind of the event does
         reason = new.reason if new.reason in DECIDED else 'gave_up'
         cursor.execute(*t.update(
                 [t.reason, t.words], [reason, new.error], where=t.id == id_))
@@ -251,7 +251,7 @@ def _default(row):
     if row.state == 'failed':
         if row.bounced_at:
             return 'bounced'
-        # Captured, when it could not be queued: its text is a translated one
+        # A captured email that could not be queued has a translated text
         is_new = not (row.attempts or row.refused or row.suspect_since)
         return 'not_queued' if is_new else 'refused'
     if row.suspect_since:

@@ -2,9 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 """The texts of a record that tell what has become of each recipient.
 
-``to_addrs`` are addresses joined by a comma and a blank, ``accepted`` is one
-address a line, ``refused`` one a line with a blank and the server's words.
-No other file knows these forms.
+``to_addrs`` has addresses joined by a comma and a blank. ``accepted`` has one
+address a line, and ``refused`` an address, a blank and the server's words a
+line. No other file knows these forms.
 """
 import re
 
@@ -15,8 +15,8 @@ _token = re.compile(r'[^\s<>()\[\],;:"@]+(@[^\s<>()\[\],;:"@]+)?')
 _words = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+")
 _parts = re.compile(r'[\w.+-]*\w')
 _answer_code = re.compile(r'\d{3}(?: \d\.\d+\.\d+)?(?!\S)')
-# A line is cut to this length before it is searched: the module writes none
-# that is longer
+# A line is cut to this length before it is searched, because the module writes
+# no longer lines
 MASKED_LENGTH = 2000
 
 
@@ -44,7 +44,7 @@ def address_of(line):
 
 
 def answer_lines(answers):
-    "Yield the lines of a dict of words by address, which can be empty"
+    "Yield the lines for a dict of words by address; the words can be empty"
     for address, words in answers.items():
         yield f'{address} {words}' if words else address
 
@@ -52,8 +52,8 @@ def answer_lines(answers):
 def answers(text, addresses):
     """Yield the address and the words of each line of ``refused``.
 
-    :param addresses: the recipients of the email: a recipient that is no valid
-        address can have a blank, and is recognised by them.
+    :param addresses: the recipients of the email. They are needed to find a
+        recipient that is no valid address, because it can have a blank.
     """
     odd = [a for a in addresses if address_of(a) != a]
     for line in split_lines(text):
@@ -64,9 +64,9 @@ def answers(text, addresses):
 
 
 def remaining(to_addrs, accepted, refused):
-    """Return the list of recipients that a message still has to go to.
+    """Return the list of recipients to whom an email still has to be sent.
 
-    The arguments are the texts of a record.
+    The arguments are the texts of the record.
     """
     recipients = split_addresses(to_addrs)
     if not (accepted or refused):
@@ -77,8 +77,8 @@ def remaining(to_addrs, accepted, refused):
     return [a for a in recipients if a not in decided]
 
 
-def told(text, addresses):
-    "Return what the lines of ``text`` say about addresses: words by address"
+def words_by_address(text, addresses):
+    "Return a dict of the words about ``addresses`` in the lines of ``text``"
     words = dict(answers(text, addresses))
     return {a: words[a] for a in addresses if a in words}
 
@@ -86,9 +86,9 @@ def told(text, addresses):
 def account(to_addrs, words):
     """Return the words of a server about recipients, None for no words.
 
-    For an email to one recipient the result is the words alone, for others a
-    line for each address. It is None where all recipients are in ``words`` and
-    none of them has any, because the reason of the email says it all.
+    For an email to one recipient the result is the words alone, for other
+    emails a line for each address. It is None where all recipients are in
+    ``words`` without any words, because then the reason of the email says all.
 
     :param words: a dict of words by address; the words can be empty.
     """
@@ -130,7 +130,7 @@ def masked(text, to_addrs, shown, name):
         if a.lower() not in shown}
     if not hidden:
         return text
-    # Servers also write the part before the @ alone
+    # Servers also write the part before the @ without the rest
     hidden_words = {w for a in hidden for w in [a, a.rpartition('@')[0]]}
     lines = []
     for line in text.split('\n'):
@@ -147,8 +147,8 @@ def masked(text, to_addrs, shown, name):
 def _masked_line(line, hidden_words, shown):
     line = _token.sub(
         lambda m: '…' if m[1] and m[0].lower() not in shown else m[0], line)
-    # Only words that stand in the line, because a list can have thousands of
-    # recipients
+    # Only hidden words that are in the line, because an email can have
+    # thousands of recipients
     found = {
         form for token in _words.findall(line.lower())
         for form in [token, token.strip('.'), *_parts.findall(token)]}

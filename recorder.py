@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Outcomes of emails that were handed over, until they are recorded.
+"""Keeps the outcomes of emails that were handed over until they are recorded.
 
-A crash makes all of these emails go again. So there are few of them at any
-time, and nothing but a crash drops an outcome.
+After a crash the emails without a record are sent again. So there are only a
+few of them at any time, and nothing but a crash drops an outcome.
 """
 import collections
 import logging
@@ -15,14 +15,14 @@ from .policy import RECORD_SECONDS
 __all__ = ['Gate', 'NotRecorded', 'Recorder', 'insist']
 logger = logging.getLogger(__name__)
 
-# How many emails a crash can send twice: a number for fast servers, and a time
-# for the others
+# How many emails may wait for their record, because a crash sends them twice:
+# a number for fast servers, and how long the oldest waits for slow servers
 UNRECORDED_ROWS = 140
 UNRECORDED_SECONDS = 0.15
-# For how long a record that fails is repeated, and after which pause
+# How many seconds a failing record is repeated, and the pause before each try
 GIVE_UP_SECONDS = 300
 RETRY_SECONDS = 0.5
-# How many interrupts a step at the end of a run survives
+# How many times a step at the end of a run is tried when it is interrupted
 INTERRUPTS = 5
 
 
@@ -33,9 +33,9 @@ class NotRecorded(Exception):
 class Gate:
     """Where outcomes arrive, and where sessions wait until they are recorded.
 
-    A session enters before it hands an email over. It has to wait while
-    too many are under way or unrecorded, or once the oldest outcome has been
-    waiting for longer than the last records took.
+    A session enters the gate before it hands an email over. It has to wait
+    while too many emails are under way or unrecorded, or while the oldest
+    outcome has been waiting for longer than the last records took.
 
     :param sessions: how many sessions there are; each has one email at a time.
     """
@@ -52,7 +52,7 @@ class Gate:
         self._seconds = collections.deque([RECORD_SECONDS / 2], maxlen=16)
         self._is_closed = False
 
-    # What follows is called by the sessions
+    # The following methods are called by the sessions
 
     def enter(self):
         "Wait for a place and return whether a row can be handed over"
@@ -71,12 +71,12 @@ class Gate:
 
     @property
     def _patience(self):
-        # The longest record, a pause, the next record, and a margin
+        # Enough for the longest record, a pause, the next record and a margin
         return min(
             RECORD_SECONDS + 3 * max(self._seconds), UNRECORDED_SECONDS)
 
     def leave(self):
-        "Give the place to another session, without an outcome"
+        "Give up the place without an outcome"
         with self._room:
             self._count -= 1
             self._room.notify()
@@ -94,7 +94,7 @@ class Gate:
     def _has_many(self):
         return self._is_closed or 2 * len(self._arrived_at) >= self._limit
 
-    # What follows is called by the sender
+    # The following methods are called by the sender
 
     def close(self):
         with self._room:
@@ -114,7 +114,7 @@ class Gate:
             self._many.wait_for(self._has_many, timeout=seconds)
 
     def outcomes(self):
-        "Return the pairs of id and outcome that have arrived"
+        "Return the pairs of a row's id and its outcome that have arrived"
         with self._some:
             return list(self._outcomes)
 
@@ -128,8 +128,8 @@ class Gate:
         """Make room for further emails.
 
         :param arrived: how many outcomes no longer wait for a record.
-        :param released: how many of these, or of earlier ones, are recorded.
-        :param seconds: the time that the record took.
+        :param released: how many of these or of earlier outcomes are recorded.
+        :param seconds: how long the record took, None without a record.
         """
         with self._room:
             for _ in range(min(arrived, len(self._arrived_at))):
@@ -145,7 +145,7 @@ class Recorder:
 
     :param settings: ``uncertain`` is the state of emails that the server may
         have accepted and that cannot be recorded in the end.
-    :param touch: a function that is called while it waits.
+    :param touch: a function that is called while the recorder waits.
     """
 
     def __init__(self, store, gate, settings, touch):
@@ -177,13 +177,14 @@ class Recorder:
 
     @property
     def waits(self):
-        "Whether rows wait that somebody else has locked"
+        "Whether rows wait for a record because somebody else has locked them"
         return bool(self._locked)
 
     def record(self):
-        """Record the rows that can be, and return whether none is left.
+        """Record the rows that nobody else has locked.
 
-        :raises NotRecorded: it has failed for :data:`GIVE_UP_SECONDS`.
+        :return: whether no row is left.
+        :raises NotRecorded: records have failed for :data:`GIVE_UP_SECONDS`.
         """
         try:
             self._look_at_locked()
@@ -198,7 +199,7 @@ class Recorder:
     def finish(self):
         """Record all rows that are left, on a new connection where necessary.
 
-        :raises NotRecorded: it has failed for :data:`GIVE_UP_SECONDS`.
+        :raises NotRecorded: records have failed for :data:`GIVE_UP_SECONDS`.
         """
         while not self._try():
             self._touch()
@@ -238,15 +239,16 @@ class Recorder:
         self.recorded_at = time.monotonic()
 
     def _record_unlocked(self, rows):
-        "Record rows and return those that somebody has locked"
+        "Record rows, and return the rows that somebody else has locked"
         try:
-            # Still set when the last record failed or was interrupted
+            # ``_is_open`` is still set if the last record failed or was
+            # interrupted, and may have been made in part
             self._store.repeats, self._is_open = self._is_open, True
             self._store.record(rows)
         except self._store.Error as error:
             if not self._store.slot.is_locked_out(error):
                 raise
-            # Where the table is locked, this raises the same error
+            # If the whole table is locked, the question raises the same error
             locked = self._store.locked(rows)
             held = {row.id for row in locked}
             self._store.repeats = True
@@ -263,7 +265,7 @@ class Recorder:
         self._locked[row.id] = row
 
     def _look_at_locked(self):
-        "Let the rows be recorded that nobody has locked any more"
+        "Add the rows again that nobody else has locked any more"
         now = time.monotonic()
         if not self._locked or now - self._looked_at < RETRY_SECONDS:
             return
@@ -297,7 +299,7 @@ class Recorder:
         try:
             self._store.put_back(rows, self._uncertain)
         except self._store.Error:
-            logger.exception("the next run will find the emails of this one")
+            logger.exception("the next run will recover the emails")
         logger.error(
             "gave up to record the emails %s",
             _ids(row.id for row in rows))
@@ -308,9 +310,9 @@ def _ids(ids):
 
 
 def insist(*steps):
-    """Take each step, whatever the steps raise, and raise the first error.
+    """Call each step, even after an error, and raise the first error last.
 
-    A step that is interrupted, by a signal for example, begins again.
+    A step that is interrupted, for example by a signal, begins again.
     """
     raised = None
     for step in steps:

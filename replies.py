@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 __all__ = [
     'LENGTH', 'LOGIN', 'MAILBOX', 'MESSAGE', 'QUOTA', 'RATE', 'RECIPIENT',
-    'RECIPIENTS', 'Reply', 'SERVER', 'SESSION', 'WORDS', 'alike', 'meaning',
+    'RECIPIENTS', 'Reply', 'SERVER', 'SESSION', 'WORDS', 'gist', 'meaning',
     'names_mailbox', 'statuses', 'too_many_recipients', 'verdict']
 
 # Whose fault a bad reply is
@@ -248,7 +248,7 @@ def statuses(text):
     return _any_status.findall(text)
 
 
-def alike(words):
+def gist(words):
     """Return the words of a reply without addresses and digits.
 
     The result is equal for replies that say the same of different messages.

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-
+"""What users gain: emails with passwords are urgent, sensitive, and expire."""
 from trytond.pool import PoolMeta
 
 from .sendmail import set_options

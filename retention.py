@@ -1,7 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Deletes old emails, removes their messages, and erases an address.
-"""
+"""Deletes old emails, removes their messages, and erases an address."""
 import datetime as dt
 import logging
 import re
@@ -37,12 +36,12 @@ ERASED = '***'
 NAMED_IN = [
     'from_addr', 'to_addrs', 'accepted', 'refused', 'error', 'subject', 'key',
     'mail_options', 'rcpt_options', 'queue_id']
-# Where a message has none of these, nothing in it is encoded
+# If a message has none of these, nothing in it is encoded
 _encoded = re.compile(rb'base64|quoted-printable|=\?|&#|utf-?(?:7|16|32)')
 
 
 class Erased(NamedTuple):
-    "How many emails that named an address were deleted, changed, or busy"
+    "How many emails with an address were deleted, changed, or busy"
     deleted: int
     changed: int
     busy: int
@@ -54,9 +53,10 @@ class Retention:
 
     @classmethod
     def clean(cls):
-        """Delete old emails and remove the messages of those that are sent.
+        """Delete old emails and remove the messages of sent emails.
 
-        The daily scheduled job. It commits every thousand emails.
+        This is the daily scheduled job. It commits after every thousand
+        emails.
         """
         settings = Settings.read()
         t = cls.__table__()
@@ -98,16 +98,17 @@ class Retention:
     def erase_address(cls, address):
         """Erase everything about an address, for a legal request.
 
-        It runs in the current transaction. An email that went, or is to go,
-        to this address only is deleted. Others lose the address wherever it
-        stands, and their message where it is not still to be sent: that goes
-        when it is.
+        The method runs in the current transaction. An email to this address
+        only is deleted, sent or not. Other emails lose the address in all of
+        their fields. They also lose their message, at once or, if it still has
+        to be sent, when it is sent.
 
         :param address: one email address.
-        :return: the numbers of emails, as an :class:`Erased`. Those that are
-            busy were with a sender: erase again a few minutes later.
-        :raises ArgumentError: ``address`` is not one.
-        :raises EmailQueueError: the transaction is readonly.
+        :return: the numbers of emails, as an :class:`Erased`. Busy emails are
+            with a sender and stay: erase the address again after a few
+            minutes.
+        :raises ArgumentError: ``address`` is not one valid address.
+        :raises ReadonlyError: the transaction is readonly.
         """
         check_writable()
         address = _Address(address)
@@ -143,11 +144,11 @@ class Retention:
 
     @classmethod
     def count_address(cls, address):
-        """Return what :meth:`erase_address` would do, and do nothing of it.
+        """Return what :meth:`erase_address` would do, and change nothing.
 
         :param address: one email address.
-        :return: an :class:`Erased` of the numbers of emails as they are now.
-        :raises ArgumentError: ``address`` is not one.
+        :return: the numbers of emails, as an :class:`Erased`.
+        :raises ArgumentError: ``address`` is not one valid address.
         """
         address = _Address(address)
         deleted = changed = busy = 0
@@ -163,7 +164,7 @@ class Retention:
 
     @classmethod
     def _about(cls, address):
-        "Return the ids of the emails that have the address in any place"
+        "Return the ids of the emails with the address in any place"
         return {
             *cls._naming(address), *cls._mentioning(address),
             *cls.events.get_target().naming(address)}
@@ -198,7 +199,7 @@ class Retention:
 
     @classmethod
     def _message(cls, id_):
-        "Return the bytes of the message, also of a sensitive one"
+        "Return the bytes of the message of an email, sensitive or not"
         t = cls.__table__()
         cursor = Transaction().connection.cursor()
         cursor.execute(*t.select(
@@ -210,14 +211,14 @@ class Retention:
 
     @classmethod
     def move_messages(cls):
-        """Move all messages to where new ones are stored.
+        """Move all messages to the place where new messages are stored.
 
-        Into the filestore where the configuration says so, else out of it.
-        Each is committed by itself, so this can be stopped and called again,
-        also while emails are sent. The messages of those that are with a
-        sender stay.
+        This is the filestore if the configuration says so, otherwise the
+        database. Each move is committed by itself, so that the method can be
+        stopped and called again, even while emails are sent. The message of an
+        email that is with a sender stays.
 
-        :return: how many were moved.
+        :return: how many messages were moved.
         """
         t = cls.__table__()
         if cls.msg.to_filestore:
@@ -264,8 +265,8 @@ class Retention:
 
 
 def _update_idle(t, id_, where, msg, file_id):
-    # Not of an email that is with a sender, because the sender has already
-    # read where the message is
+    # An email that is with a sender is left out, because the sender has
+    # already read where the message is
     cursor = Transaction().connection.cursor()
     cursor.execute(*t.update(
             [t.msg, t.file_id], [msg, file_id],
@@ -274,7 +275,7 @@ def _update_idle(t, id_, where, msg, file_id):
 
 
 def _ago(days):
-    "Return the time so many days ago, None for never"
+    "Return the time ``days`` ago, None if ``days`` is zero or too large"
     try:
         return database_time() - dt.timedelta(days=days) if days else None
     except OverflowError:
@@ -307,7 +308,7 @@ def _each_batch(Model, t, at, where, change):
 
 
 class _Address:
-    "An address that is to be erased, and where it stands"
+    "An address that is to be erased, and how it is found in texts"
 
     def __init__(self, text):
         try:
@@ -316,14 +317,15 @@ class _Address:
             raise not_an_address(error.value) from error
         if len(found) != 1:
             raise not_an_address(text)
-        # In a message the domain can be in the form of SMTP or as it was given
+        # In a message the domain can be in the form of SMTP, or as people
+        # write it, or as the user has written it
         self.texts = sorted({
                 found[0].lower(), on_the_wire(found[0]).lower(),
                 _bare(text).lower()})
         self._local_parts = {
             text.rpartition('@')[0].encode('utf-8') for text in self.texts}
         self._pattern = re.compile('|'.join(
-                # The address as a whole, also within the address of a page
+                # The whole address only; it can be within the URI of a page
                 r'(?:(?<![\w.+-])|(?<=%3d))'
                 + re.escape(text).replace('@', '(?:@|%40)')
                 + r'(?![\w-]|\.\w)' for text in self.texts), re.I)
@@ -338,7 +340,8 @@ class _Address:
         return self._pattern.sub(ERASED, text) if text else text
 
     def is_in_message(self, data):
-        # The local part is searched first, because most messages lack even it
+        # The local part is searched first, because most messages do not have
+        # even this part
         lower = data.lower()
         if (any(part in lower for part in self._local_parts)
                 and self.is_in(data.decode('utf-8', 'replace'))):
@@ -352,12 +355,12 @@ class _Address:
         return any(map(self.is_in, texts))
 
     def is_all_of(self, email):
-        "Whether the email goes to nobody else"
+        "Return whether the email is to nobody else"
         return all(map(
                 self._equals, split_addresses(email.to_addrs)))
 
     def erased_from(self, email):
-        "Return the values to write on an email that others get as well"
+        "Return the values to write to an email that has other recipients, too"
         values = {
             name: self._without(name, getattr(email, name))
             for name in NAMED_IN}
@@ -370,7 +373,7 @@ class _Address:
         return values
 
     def _waiting(self, email, values):
-        "Return what becomes of an email that waits"
+        "Return the values that end an email if nothing is left to be sent"
         if self._equals(email.from_addr):
             return {'state': 'cancelled'}
         if not remaining(
@@ -402,7 +405,7 @@ class _Address:
 
 
 def _bare(text):
-    "Return the address without the name that may be around it"
+    "Return the address in a text without the name before it"
     return text.rpartition('<')[2].partition('>')[0].strip()
 
 
@@ -451,7 +454,7 @@ class EraseAddress(QueueWizard):
 
 
 def _show(erased, view):
-    "Let a view of the wizard show the numbers"
+    "Put the numbers into a view of the wizard"
     for name, number in erased._asdict().items():
         setattr(view, name, number)
 

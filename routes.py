@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The answers of the web server to a monitoring system."""
+"""What trytond answers by HTTP to a monitoring system."""
 import json
 
 from trytond.protocols.wrappers import (
@@ -36,12 +36,12 @@ def metrics(request, pool):
 
 
 def _health_of_member(pool):
-    "Return the model of the health where the user may know it"
+    "Return the model of the health if the user is a member of the group"
     try:
         Health = pool.get('email.queue.health')
     except KeyError:
-        # The route exists for every database, also for those in which the
-        # module is not activated
+        # The route exists for every database, even if the module is not
+        # activated in it
         abort(HTTPStatus.NOT_FOUND)
     if Transaction().user not in {u.id for u in Health.members()}:
         abort(HTTPStatus.FORBIDDEN)

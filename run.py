@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""One run: a sender for each server, in a slot of its own.
+"""A run: a sender for each server, in a slot of its own.
 
-The thread of a sender owns its connection to the database. With several
-servers each has a thread with a sender.
+With several servers, each server has a thread with a sender. No other thread
+uses the sender's connection to the database.
 """
 import logging
 import threading
@@ -15,17 +15,19 @@ from trytond.i18n import gettext
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
-from . import identity, shown, smtp
+from . import identity, shown
 from .exceptions import (
-    ClaimError, EmailQueueError, HoldError, NotSentError, ServerError)
+    ClaimError, EmailQueueError, HoldError, NotSentError, RecordError,
+    ServerError)
 from .handover import client_for, client_of, hand_over
-from .history import told
-from .known import accepted_since, login_of, recall, retain, suspected_alike
+from .history import with_events
+from .known import accepted_since, has_equal_suspect, login_of, recall, retain
 from .policy import Deadline, after, suspected
 from .recorder import Gate, NotRecorded, Recorder, insist
 from .sender import Sender, log_row
 from .settings import Settings, server_uri, servers
 from .slot import BEAT_SECONDS, slot_numbers
+from .smtp import Outcome, Trouble, server_name
 from .store import Store, waiting_servers
 from .tools import forget, own_transaction
 
@@ -34,25 +36,26 @@ logger = logging.getLogger(__name__)
 
 # Many tasks at once must not each connect to a server that is down
 TROUBLED_SECONDS = 10
-# How long a worker's task waits, in seconds; the threads of slow servers go on
-# without it
+# How many seconds the task of a worker waits; then the threads of slow servers
+# go on without the task
 TASK_SECONDS = 1
-# After so many seconds a run ends that a person has started in a client,
-# because the client waits for it
+# How many seconds a run may take that a person has started, because the client
+# of the person waits for the run
 BY_HAND_SECONDS = 10
-# Runs in a row that claimed nothing although rows are due, because somebody
-# has locked them
-IDLE_RUNS = 2
-# The connections of a thread: of its transaction, and of its sender
+# How many senders in a row may claim nothing although rows are due, because
+# somebody has locked the rows
+IDLE_SENDERS = 2
+# The connections of a server's thread: of its transaction, and of its sender
 CONNECTIONS_EACH = 2
-# The connection of the caller, and those that listen for the cache and the bus
+# The connections of the caller and of the listeners for the cache and the bus
 CONNECTIONS_BESIDE = 3
+# When this process last met trouble, by the names of database and server
 _troubled_at = {}
 
 
 @contextmanager
 def _opened(Model, server=None):
-    "Return a store on a connection of its own"
+    "Yield a store with a connection of its own"
     with own_transaction(keep_context=True, autocommit=True):
         store = Store(Model, server)
         try:
@@ -64,9 +67,10 @@ def _opened(Model, server=None):
 class _Caller:
     """The transaction in which a run is called.
 
-    It is idle while emails are sent. PostgreSQL may end an idle transaction
-    (``idle_in_transaction_session_timeout``), and with it the further jobs of
-    the scheduler. So it is touched every second, in the calling thread.
+    The transaction is idle while emails are sent. PostgreSQL may end an idle
+    transaction (``idle_in_transaction_session_timeout``), and with it the
+    further jobs of the scheduler. So the calling thread touches it every
+    second.
     """
 
     def __init__(self):
@@ -106,11 +110,14 @@ def _in_trouble(server):
 
 
 def run(Model):
-    """Send the due emails of ``Model``, of each server that has a free slot.
+    """Send the due emails of each server that has a free slot.
 
-    :raises ServerError: a server is in trouble or not configured, in words
-        that are the same in every run.
+    :param Model: the model of the queue.
+    :raises ServerError: a server is in trouble or not configured. Its words
+        are the same in every run, so that the scheduler makes one ``ir.error``
+        of them.
     :raises CopyError: the database looks like a copy.
+    :raises SettingError: the configuration makes no sense.
     """
     settings, names = Settings.read(), servers()
     if settings.hold:
@@ -156,7 +163,7 @@ def _check_copy(settings):
 
 
 def _missing(Model, names):
-    "Return an error for each server that is not configured and has emails"
+    "Return an error for each server that has emails and is not configured"
     with _opened(Model) as store:
         missing = [n for n in waiting_servers(Model) if n not in names]
         for name in missing:
@@ -171,10 +178,7 @@ def _missing(Model, names):
 
 
 def _tell(errors):
-    """Raise the first error and report the others.
-
-    In the way the scheduler reports the one that is raised.
-    """
+    "Raise the first error, and report the others as the scheduler does"
     # Unexpected errors first, because the scheduler retries a run after them
     errors.sort(key=lambda e: isinstance(e, EmailQueueError))
     for error in errors[1:]:
@@ -194,7 +198,7 @@ def _report(error):
 
 
 def _in_turn(Model, names, seconds):
-    "Drain one server after another and return the errors"
+    "Send the due emails of one server after another, and return the errors"
     errors = []
     for name in names:
         try:
@@ -205,10 +209,12 @@ def _in_turn(Model, names, seconds):
 
 
 def _side_by_side(Model, names, seconds, patience):
-    """Drain the servers in threads and return the errors.
+    """Send the due emails of each server in a thread, and return the errors.
 
-    A server that hangs for longer than the seconds of ``patience`` is left to
-    its thread: the next run finds its slot taken and sends to the others.
+    :param seconds: how long a sender claims rows.
+    :param patience: how many seconds to wait for the threads. A server that
+        hangs for longer is left to its thread: the next run finds the slot of
+        this server taken, and sends the emails of the other servers.
     """
     with _opened(Model) as store:
         # Before the threads start, because recovering locks the slots of dead
@@ -228,15 +234,17 @@ def _side_by_side(Model, names, seconds, patience):
         for thread in threads:
             thread.deadline.cut()
         raise
-    # All are left to themselves, before the first error is looked at
+    # Leave all threads before any error is returned: a thread that is left
+    # reports its own error
     ended = [thread for thread in threads if not thread.leave()]
     return [thread.error for thread in ended if thread.error]
 
 
 class _ServerThread(threading.Thread):
-    """What a run does for one of several servers.
+    """The thread of a run for one of several servers.
 
-    The interpreter waits for it at its end, so that nothing is sent twice.
+    It is no daemon, so that the interpreter waits until the outcomes are
+    recorded, and no email is sent twice.
     """
 
     def __init__(self, Model, server, deadline):
@@ -269,7 +277,7 @@ class _ServerThread(threading.Thread):
     def leave(self):
         """Let the thread report its own error from now on.
 
-        :return: False where it has ended already, and ``error`` is its error.
+        :return: False where the thread has ended: then ``error`` is its error.
         """
         with self._lock:
             self._is_left = not self._is_over
@@ -282,18 +290,22 @@ def _send_due(Model, server, deadline):
     try:
         settings = Settings.read(server)
         # Not for ever, because somebody may have locked the due rows for long
-        while more and idle < IDLE_RUNS:
+        while more and idle < IDLE_SENDERS:
             result, more = _with_slot(Model, server, settings, deadline)
             if result:
                 idle = 0 if result.claimed else idle + 1
                 failed += result.failed
                 _check_trouble(server, result)
     except NotRecorded as error:
-        raise EmailQueueError(
-            gettext('email_queue.msg_not_recorded', error=error),
-            gettext('email_queue.msg_not_recorded_description')) from error
+        raise _record_error(error) from error
     finally:
         _tell_failed(Model, failed)
+
+
+def _record_error(error):
+    return RecordError(
+        gettext('email_queue.msg_not_recorded', error=error),
+        gettext('email_queue.msg_not_recorded_description'))
 
 
 def _check_trouble(server, result):
@@ -314,7 +326,7 @@ def _raise_trouble(server, words):
 
 
 def _server_name(server):
-    name = smtp.server_name(server_uri(server))
+    name = server_name(server_uri(server))
     return f'{server} ({name})' if server else name
 
 
@@ -328,7 +340,11 @@ def _tell_failed(Model, failed):
 
 
 def _with_slot(Model, server, settings, deadline):
-    "Return the result, None without a free slot, and whether rows are due"
+    """Send the due emails of a server in a free slot.
+
+    :return: the ``sender.Result``, None without a free slot, and whether rows
+        are still due.
+    """
     caller = _Caller()
     with _opened(Model, server) as store:
         if not store.slot.take(slot_numbers(server, settings.senders)):
@@ -343,17 +359,17 @@ def _with_slot(Model, server, settings, deadline):
             _retain(store, sender.result.known, known)
         finally:
             store.slot.give_back()
-        # A run that found no slot meanwhile relies on this second look
+        # A run that found no free slot meanwhile relies on this second look
         return sender.result, not sender.late and store.has_due()
 
 
 def _check_login(store, known):
-    """Check that a login can be tried.
+    """Check that the time to wait after refused logins is over.
 
-    Each one that is refused brings a server closer to banning this host.
+    The next login waits, because each refused login brings the server closer
+    to banning this host. It does not wait for a person who starts the run.
 
-    :raises ServerError: it is too early. A person who runs the job need
-        not wait.
+    :raises ServerError: it is too early for a login.
     """
     by_hand = Transaction().context.get('email_queue_by_hand')
     if not by_hand and known.login_waits(
@@ -365,12 +381,12 @@ def _retain(store, known, before):
     try:
         retain(store, known, before)
     except store.Error:
-        # No error, because the emails are recorded, and the next run learns
-        # the same
+        # No error is raised, because the emails are recorded, and the next run
+        # learns the same
         logger.warning("what the run has learned is lost", exc_info=True)
 
 
-def send(email, server=None):
+def send(email, smtp=None):
     "Send one record: see EmailQueue.send"
     Model, settings = type(email), Settings.read()
     if settings.hold:
@@ -378,11 +394,14 @@ def send(email, server=None):
     _check_copy(settings)
     caller = _Caller()
     with _opened(Model) as store:
-        # In a slot of its own, so that it works while all others are taken
+        # A slot that no run takes, so that an email can be sent while all
+        # other slots are taken
         row = None
         if store.slot.take([-email.id]):
             try:
-                row = _send(store, email, settings, server, caller)
+                row = _send(store, email, settings, smtp, caller)
+            except NotRecorded as error:
+                raise _record_error(error) from error
             finally:
                 store.slot.give_back()
     forget(Transaction())
@@ -398,8 +417,8 @@ def send(email, server=None):
             email, row.state, row.reason, row.error)
 
 
-def _send(store, email, settings, server, caller):
-    "Return the row as it was recorded, None where it cannot be claimed"
+def _send(store, email, settings, smtp, caller):
+    "Return the row as it was recorded, None if it cannot be claimed"
     rows = store.claim_record(email.id)
     if not rows:
         return None
@@ -407,10 +426,10 @@ def _send(store, email, settings, server, caller):
     identity.remember()
     outcome = None
     if not claimed.expired(store.now()):
-        outcome = _send_row(store.Model, claimed, settings, server)
+        outcome = _send_row(store.Model, claimed, settings, smtp)
     row = _judged(store, claimed, outcome, settings)
     recorder = Recorder(store, Gate(1), settings, caller.touch)
-    recorder.add(told(claimed, row, outcome))
+    recorder.add(with_events(claimed, row, outcome))
     insist(recorder.finish)
     log_row(row)
     return row
@@ -424,19 +443,19 @@ def _judged(store, row, outcome, settings):
     known = recall(store)
     if row.suspect_since and accepted_since(store, known, row.suspect_since):
         return after(row, outcome, now, settings)
-    alone = not suspected_alike(store, known, row, outcome.refusal)
+    alone = not has_equal_suspect(store, known, row, outcome.refusal)
     return suspected(row, outcome, now, settings, alone)
 
 
-def _send_row(Model, row, settings, server):
-    if not (server_uri(row.server) or server):
-        return smtp.Outcome(trouble=smtp.Trouble(
+def _send_row(Model, row, settings, smtp):
+    if not (server_uri(row.server) or smtp):
+        return Outcome(trouble=Trouble(
                 row.server, lasting=True, reason='no_server'))
     settings = Settings.read(row.server)
-    if server is None:
+    if smtp is None:
         client = client_for(Model, settings, row.server)
     else:
-        client = client_of(Model, settings, row.server, server=server)
+        client = client_of(Model, settings, row.server, smtp)
     outcome = hand_over(client, row, settings.redirect)
     client.close()
     return outcome

@@ -16,13 +16,14 @@ import trytond.config as config
 
 from .exceptions import LoginError
 
+# The code of a refused login (RFC 4954 6), for an error without a code
 REFUSED = 535
 
 _plain = re.compile(r'[\x21-\x7e]+')
 
 
 def user_of(uri):
-    """Return the name of the user who logs in by a token.
+    """Return the name of the user in a URI who logs in by a token.
 
     :raises LoginError: the URI has no user, or has a password.
     """
@@ -31,7 +32,7 @@ def user_of(uri):
         raise LoginError(
             "the URI of the server has no user to log in by OAuth")
     if uri.password:
-        # trytond logs in by the password before the module could by the token
+        # trytond would log in by the password, before the token can be used
         raise LoginError(
             "the URI of the server has a password, which a login by OAuth "
             "does not need: take it out")
@@ -44,30 +45,31 @@ def user_of(uri):
     return user
 
 
-def log_in(server, user, token):
+def log_in(smtp, user, token):
     """Log in at a server that has answered to EHLO.
 
-    :param server: the connected ``smtplib.SMTP``.
+    :param smtp: the connected ``smtplib.SMTP``.
     :raises smtplib.SMTPAuthenticationError: the server refuses the token.
     :raises LoginError: the token cannot be sent to the server.
     """
     if not _plain.fullmatch(token):
         raise LoginError("the token has other characters than ASCII ones")
-    if not _is_private(server.sock):
+    if not _is_private(smtp.sock):
         raise LoginError(
             "the connection is not encrypted, so no token is sent: "
             "the URI has to begin with smtp+tls:// or smtps://")
-    offered = server.esmtp_features.get('auth', '').upper().split()
+    offered = smtp.esmtp_features.get('auth', '').upper().split()
     for mechanism, response in [
             ('XOAUTH2', _xoauth2), ('OAUTHBEARER', _oauthbearer)]:
         if mechanism in offered:
             break
     else:
         raise LoginError("the server offers no login by OAuth")
-    initial, refused = response(server, user, token)
-    level, server.debuglevel = server.debuglevel, 0
+    initial, refused = response(smtp, user, token)
+    # The debugging output of smtplib would show the token
+    level, smtp.debuglevel = smtp.debuglevel, 0
     try:
-        server.auth(
+        smtp.auth(
             mechanism,
             # A challenge says that the server refuses the token, and waits for
             # a last response
@@ -80,18 +82,18 @@ def log_in(server, user, token):
                 b'the server refuses the token') from None
         raise
     finally:
-        server.debuglevel = level
+        smtp.debuglevel = level
 
 
-def _xoauth2(server, user, token):
+def _xoauth2(smtp, user, token):
     return f'user={user}\x01auth=Bearer {token}\x01\x01', ''
 
 
-def _oauthbearer(server, user, token):
-    # How RFC 5801 4 writes = and , in a name
+def _oauthbearer(smtp, user, token):
+    # RFC 5801 4 writes = and , in a name so
     name = user.replace('=', '=3D').replace(',', '=2C')
-    host, port, *_ = server.sock.getpeername()
-    host = getattr(server, '_host', host)
+    host, port, *_ = smtp.sock.getpeername()
+    host = getattr(smtp, '_host', host)
     return (
         f'n,a={name},\x01host={host}\x01port={port}'
         f'\x01auth=Bearer {token}\x01\x01', '\x01')

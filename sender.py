@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """A sender: claims rows, hands them over, records the outcomes.
 
-Its thread owns the connection to the database, the threads of the sessions do
-SMTP only.
+Only the thread of the sender uses its connection to the database. The sessions
+have threads of their own, which do SMTP only.
 """
 import collections
 import dataclasses
@@ -17,8 +17,8 @@ import time
 from . import identity, shown
 from .dead import Addresses
 from .handover import client_for, hand_over
-from .history import told
-from .known import Known, accepted_since, login_of, suspected_alike
+from .history import with_events
+from .known import Known, accepted_since, has_equal_suspect, login_of
 from .policy import (
     ALIKE, ALIKE_AFTER_ACCEPTED, RECORD_SECONDS, Pace, Patience, Sessions,
     Suspects, Throttle, after, first_answer, suspected)
@@ -33,21 +33,25 @@ logger = logging.getLogger(__name__)
 
 # How many bytes of messages a sender claims ahead
 HELD_SIZE = 16 * 1024 * 1024
-# After so many seconds without an answer of the database nothing is handed
+# When the database has not answered for so many seconds, nothing is handed
 # over, because another sender may have taken the slot
 FENCE_SECONDS = 30
-# How often a message may be refused as sent too fast while others are taken
+# How many times the server may refuse an email as sent too fast while it takes
+# other emails; after that the email goes back to the outbox
 OVERTAKEN = 3
 
 
 @dataclasses.dataclass
 class Result:
-    """What a run has come to, for one server.
+    """What a sender has done and learned.
 
-    ``known`` is what is known about the server now, ``trouble`` the words of
-    the last trouble, ``accepted`` whether the server has accepted a message,
-    ``failed`` the ids of the emails that have failed, and ``counts`` how many
-    emails the run has recorded in which state.
+    ``known`` is what is known about the server now, and ``trouble`` are the
+    words of the last trouble. ``accepted`` tells whether the server has
+    accepted a message, ``claimed`` whether a row was claimed,
+    ``login_refused`` whether a login was refused, and ``stopped_early``
+    whether trouble has stopped the sender. ``failed`` are the ids of the
+    emails that have failed, and ``counts`` how many emails were recorded in
+    each state.
     """
     known: Known
     trouble: str = None
@@ -62,11 +66,11 @@ class Result:
 
     @property
     def in_trouble(self):
-        "Whether trouble ended the run or let nothing be accepted in it"
+        "Whether trouble stopped the sender, or nothing was accepted beside it"
         return bool(self.trouble) and (self.stopped_early or not self.accepted)
 
     def log(self, name):
-        "Log what was done, if anything, under the name of the sender"
+        "Log what was done, if anything, under ``name``"
         if not self.counts:
             return
         seconds = time.monotonic() - self.started_at
@@ -80,17 +84,20 @@ class Result:
 class Sender:
     """What sends the emails of one server in a run, in the slot of its store.
 
-    The threads of the sessions take rows from ``_work``, until None comes, and
-    put the outcomes into ``_gate``, where they also wait until outcomes are
-    recorded.
+    The threads of the sessions take rows from ``_work`` until they get None,
+    and put the outcomes into ``_gate``. At the gate they also wait until
+    earlier outcomes are recorded.
 
+    :param deadline: the ``policy.Deadline`` after which no row is claimed.
+    :param caller: the ``run._Caller``, whose transaction is kept alive.
     :param known: what is known about the server, a ``known.Known``.
     """
 
     def __init__(self, store, settings, deadline, caller, known):
         self.store = store
         self.result = Result(known)
-        # Before the run, because the caller's transaction can get lost in it
+        # Read at once, because the transaction of the caller can get lost
+        # while emails are sent
         self._labels = shown.labels(store.Model)
         self._settings = settings
         self._deadline = deadline
@@ -117,7 +124,7 @@ class Sender:
             for _ in range(settings.connections)]
 
     def drain(self):
-        "Send what is due until nothing is or the time is over"
+        "Send due emails until none is left or the time is over"
         with self.store.slot.hurried():
             try:
                 for thread in self._threads:
@@ -139,10 +146,10 @@ class Sender:
     def late(self):
         return self._deadline.is_over
 
-    # What follows runs in the calling thread
+    # The following methods run in the calling thread
 
     def _replenish(self):
-        "Claim ahead and return whether there is anything to wait for"
+        "Claim further rows, and return whether there is anything to wait for"
         if self._stopping.is_set() or self._deadline.is_cut:
             return False
         if self._recorder.is_behind:
@@ -150,8 +157,9 @@ class Sender:
         self._is_blocked = False
         alone = any(r.crashes >= CRASHES_ALONE for r in self._held.values())
         rows = self._pace.rows()
-        # Rows that somebody has locked keep the slot, so the emails of others
-        # are sent meanwhile, even when the time is over
+        # The slot is kept as long as somebody else has locked a row that has
+        # to be recorded. So other emails are sent meanwhile, even when the
+        # time is over.
         late = self.late and not self._recorder.waits
         if not (late or alone) and len(self._held) <= rows / 2:
             size = sum(r.size for r in self._held.values())
@@ -176,30 +184,31 @@ class Sender:
         for row in self._addresses.look_up(rows):
             self._held[row.id] = row._replace(msg=None)
             self._work.put(row)
-        # After the hand-over, so that the rows are given back if this fails
+        # Last, so that the rows are given back if it fails
         if rows and not self.result.claimed:
             self.result.claimed = True
             identity.remember()
 
     def _wait(self):
-        "Wait for an outcome, and a bit longer for outcomes that come with it"
+        "Wait for an outcome, and for a moment longer for further outcomes"
         if not self._gate.wait(BEAT_SECONDS):
             self._check_threads()
         elif len(self._gate.outcomes()) < len(self._held):
-            # Recording one by one makes this thread and the sessions wait for
-            # each other
+            # Recording outcomes one by one would make this thread and the
+            # sessions wait for each other
             self._gate.gather(
                 self._recorder.recorded_at + RECORD_SECONDS - time.monotonic())
 
     def _collect(self):
-        "Settle the outcomes that have come; safe to repeat when interrupted"
+        "Settle the outcomes that have arrived; can be repeated if interrupted"
         pairs = self._gate.outcomes()
         self._settle(pairs)
         self._recorder.arrived(sum(bool(outcome) for _, outcome in pairs))
         self._gate.settled(len(pairs))
 
     def _check_threads(self):
-        # The row of a dead thread is recovered like those of a dead sender
+        # The row of a dead thread stays in the state sending, and is recovered
+        # like the rows of a dead sender
         if not all(t.is_alive() for t in self._threads):
             raise RuntimeError("a thread of the sender has died")
 
@@ -229,31 +238,31 @@ class Sender:
             self._trouble(
                 outcome.trouble.words,
                 outcome.trouble.lasting or self._patience.exhausted(seconds))
-        if outcome.refusal and self._is_own(row):
+        if outcome.refusal and self._is_own_fault(row):
             self._finish([(row, outcome)], now)
             return
         self._finish(self._suspects.settle(row, outcome), now)
-        if outcome.refusal and self._is_the_servers(row, outcome.refusal):
+        if outcome.refusal and self._is_servers_fault(row, outcome.refusal):
             self._trouble(self._first_words(outcome), lasting=True)
 
-    def _is_own(self, row):
-        "Return whether something was accepted since the row is a suspect"
+    def _is_own_fault(self, row):
+        "Return whether any email was accepted since the row is a suspect"
         return bool(row.suspect_since) and (
             self.result.accepted
             or self._ask(accepted_since, row.suspect_since))
 
-    def _is_the_servers(self, row, refusal):
-        "Return whether the number of equal refusals shows the server's fault"
+    def _is_servers_fault(self, row, refusal):
+        "Return whether so many equal refusals show a fault of the server"
         if self.result.accepted:
-            return self._suspects.alike(refusal) >= ALIKE_AFTER_ACCEPTED
-        return (self._suspects.alike(refusal) >= ALIKE
-            or self._ask(suspected_alike, row, refusal))
+            return self._suspects.count(refusal) >= ALIKE_AFTER_ACCEPTED
+        return (self._suspects.count(refusal) >= ALIKE
+            or self._ask(has_equal_suspect, row, refusal))
 
     def _ask(self, question, *args):
-        """Return the answer to a question about suspects, False without one.
+        """Return the database's answer to a question about suspects.
 
-        No error of the database is raised, because an email that was accepted
-        must be recorded whatever happens here.
+        The answer is False if the database has an error. The error is not
+        raised, because accepted emails must be recorded whatever happens here.
         """
         try:
             return question(self.store, self.result.known, *args)
@@ -280,15 +289,15 @@ class Sender:
                 row, after(row, outcome, now, self._settings), outcome)
 
     def _accepted_partly(self, row, outcome, now):
-        """Remember that the server has accepted an email in part.
+        """Remember when the server has accepted an email for some recipients.
 
-        No row in the state *Sent* will show that.
+        The time is kept in ``Known``, because the email may never be *Sent*.
         """
         if len(outcome.accepted) < len(row.remaining):
             self.result.known = self.result.known._replace(accepted_at=now)
 
     def _record(self, before, row, outcome):
-        self._recorder.add(told(before, row, outcome))
+        self._recorder.add(with_events(before, row, outcome))
         if row.state == 'failed':
             self.result.failed.append(row.id)
         if outcome or row.state == 'failed':
@@ -296,13 +305,13 @@ class Sender:
             log_row(row)
 
     def _release_suspects(self):
-        "Record the suspects: the run has not learned whose fault they are"
+        "Record the suspects, whose fault the run has not found out"
         now, result = self.store.now(), self.result
         for pairs in self._suspects.release():
             alone = len(pairs) == 1
             for row, outcome in pairs:
                 alone = alone and (result.accepted or not self._ask(
-                        suspected_alike, row, outcome.refusal))
+                        has_equal_suspect, row, outcome.refusal))
                 after_ = suspected(row, outcome, now, self._settings, alone)
                 self._record(row, after_, outcome)
             if not alone:
@@ -311,7 +320,7 @@ class Sender:
                     result.trouble or self._first_words(pairs[0][1]))
 
     def _first_words(self, outcome):
-        "Return why the first recipient was refused whom nobody accepted"
+        "Return why the first recipient that is not accepted was refused"
         address, words = first_answer(outcome)
         return shown.with_words(
             self._labels[outcome.reasons.get(address)], words)
@@ -367,10 +376,11 @@ class Sender:
                 self._recorder.reconnect()
             self._beat()
         except self.store.Error:
-            # The loss of the connection may be the reason to stop
+            # Not raised, because the sender may be stopping just because its
+            # connection is lost
             logger.debug("no connection", exc_info=True)
 
-    # What follows runs in the threads of the sessions
+    # The following methods run in the threads of the sessions
 
     def _serve(self):
         client = client_for(
@@ -381,7 +391,7 @@ class Sender:
         client.close()
 
     def _hand_over(self, client, row):
-        "Send a row and put its outcome, unless another session gets the row"
+        "Hand over a row and put its outcome, or leave it to another session"
         accepted, overtaken = self._accepted, 0
         while self._may_send(row):
             self._sessions.tries(client)
@@ -397,8 +407,8 @@ class Sender:
                     return
                 outcome.trouble = trouble._replace(lasting=False)
             if outcome.trouble and outcome.trouble.lasting:
-                # Before the calling thread learns of it, so that no session
-                # tries another message
+                # At once, before the calling thread learns of the trouble, so
+                # that no session hands over another message
                 self._halt()
             if outcome.accepted:
                 self._accepted += 1
@@ -449,7 +459,7 @@ class _Work:
         self._number = itertools.count(1)
 
     def put(self, row):
-        "Put a row, or None for the end of a session"
+        "Put a row, or None, which ends the thread that gets it"
         self._rows.put((row is None, next(self._number), row))
 
     def put_back(self, row):
@@ -471,7 +481,7 @@ def _seconds_until(at, now):
 
 
 def _is_too_fast(outcome):
-    "Return whether the server wants the same message later, and no other"
+    "Return whether the server has refused the message as sent too fast"
     return (outcome.trouble and outcome.trouble.kind == RATE
         and not outcome.accepted)
 

@@ -2,8 +2,8 @@
 # this repository contains the full copyright notices and license terms.
 """How emails that are sent by ``trytond.sendmail`` get into the queue.
 
-They become rows in the ``commit`` of a data manager, which trytond calls in
-the transaction before it commits, so that a rollback sends nothing.
+The emails become rows in the ``commit`` of a data manager, which trytond calls
+at the end of the transaction, before it commits. So a rollback sends nothing.
 """
 from email.message import Message
 from inspect import signature
@@ -33,7 +33,8 @@ def set_options(msg, **options):
 class QueueDataManager:
     """Puts the emails of a transaction in the queue.
 
-    For the argument ``datamanager`` of ``send_message_transactional``.
+    An object of this class is for the argument ``datamanager`` of
+    ``trytond.sendmail.send_message_transactional``.
 
     :param strict: whether an email that cannot be queued is an error.
         Otherwise it becomes a failed email.
@@ -44,7 +45,7 @@ class QueueDataManager:
         self.queue = []
 
     def put(self, from_addr, to_addrs, msg):
-        # Checked here, because at the commit it is too late for the caller
+        # Checked here, because at the commit the caller cannot react any more
         check_writable()
         self.queue.append((from_addr, to_addrs, msg))
 
@@ -102,8 +103,8 @@ def capture():
         core_commit(self, transaction)
 
     def tpc_vote(self, transaction):
-        # The emails that the creation of queued emails has sent in this very
-        # commit are left: they go the way of core
+        # The creation of queued emails may itself send emails in this commit.
+        # Only these are left in ``queue``, and trytond sends them.
         if self.queue or not _captured(self, transaction):
             core_tpc_vote(self, transaction)
 
@@ -150,8 +151,7 @@ def _captured(manager, transaction):
 
 
 def _queue(manager, EmailQueue):
-    # Empty the list, because each further commit of the transaction comes
-    # here again
+    # Emptied, because each further commit of the transaction calls this again
     emails, manager.queue = manager.queue, []
     if emails:
         EmailQueue.queue_captured(emails, strict=manager.strict)

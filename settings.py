@@ -20,13 +20,16 @@ __all__ = [
 
 SECTION = 'email_queue'
 URI = 'uri_'
-# Numbers are from this one on where zero makes no sense
+# The least value of options for which zero makes no sense
 SMALLEST = 1e-3
 TOO_LARGE = 1e9
 
 
 class InvalidSetting(Invalid):
-    "An option whose value makes no sense, before there are words for it"
+    """An option of the configuration has a value that makes no sense.
+
+    The error has no words for users: see :class:`address.Invalid`.
+    """
 
     def __init__(self, option, text):
         super().__init__(option, text, 'msg_setting_invalid')
@@ -67,10 +70,11 @@ def _address(text):
 class Option(NamedTuple):
     """How an option is read.
 
-    ``parse`` is a function that returns the value of a text or raises a
-    ``ValueError``; ``default`` is the value where the option is not set, or
+    ``parse`` is a function that returns the value for a text or raises a
+    ``ValueError``; ``default`` is the value where the option is not set or is
     empty. Where ``per_server`` is set, each named server has an option of its
-    own, such as ``rate_bulk``, and none of the others'.
+    own, such as ``rate_news`` for the server *news*, and ``rate`` is for the
+    default server only.
     """
     parse: object
     default: object
@@ -100,7 +104,7 @@ OPTIONS = {
     'redirect': Option(_address, ''),
     'return_path': Option(_address, '', per_server=True),
     }
-# Read once, when the module is imported
+# These options are read once, when the module is imported
 OPTIONS_AT_START = {
     'capture': Option(_flag, False),
     'filestore': Option(_flag, False),
@@ -117,7 +121,7 @@ class Settings(namedtuple(
     def read(cls, server=None):
         """Return the settings for a server.
 
-        :param server: its name, None for the default server.
+        :param server: the name of the server, None for the default server.
         :raises SettingError: an option has a value that makes no sense.
         """
         values = {}
@@ -137,7 +141,7 @@ class Settings(namedtuple(
 def at_start(name):
     """Return the value of an option of :data:`OPTIONS_AT_START`.
 
-    :raises ValueError: it makes no sense. Trytond does not start then.
+    :raises ValueError: the value makes no sense. Then trytond does not start.
     """
     try:
         return _value(OPTIONS_AT_START[name], text(name))
@@ -155,18 +159,19 @@ def full_name(name, server=None):
 
 
 def text(name, server=None):
-    """Return what is written for an option, '' where it is not set.
+    """Return the text of an option, empty where the option is not set.
 
-    :param server: the name of the server whose own option it is, None for the
-        default server.
+    :param server: the name of the server whose own option is read, None for
+        the default server.
     """
     return config.get(SECTION, full_name(name, server)) or ''
 
 
 def named(prefix):
-    """Return what is written for the options whose names have a prefix.
+    """Return the texts of the options whose names begin with ``prefix``.
 
-    By the rest of their names, in the order of these; without what is empty.
+    :return: a dict of the texts by the rest of the names, in their order,
+        without empty texts.
     """
     if not config.has_section(SECTION):
         return {}
@@ -180,7 +185,8 @@ def named(prefix):
 def servers():
     """Return the names of the configured servers.
 
-    None is the default server, of the section ``email``; it is the first.
+    The first is None, the default server, whose URI is in the section
+    ``email``.
     """
     return [None, *filter(None, named(URI))]
 
@@ -189,6 +195,6 @@ def server_uri(name):
     "Return the URI of a server, None where it is not configured"
     if name is None:
         return config.get('email', 'uri')
-    # The names of options are in small letters, and those of servers are
-    # compared with them as they are
+    # configparser has the names of options in small letters. The name of a
+    # server must be written in the same way.
     return named(URI).get(name) if name else None

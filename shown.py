@@ -8,8 +8,8 @@ from trytond.i18n import gettext
 from . import recipients
 
 __all__ = [
-    'Titled', 'Told', 'account', 'in_whole_seconds', 'labels', 'outcome',
-    'with_words', 'words_of']
+    'Titled', 'WithOutcome', 'in_whole_seconds', 'labels', 'outcome',
+    'sentence', 'with_words', 'words_of']
 
 # The reasons whose label says that the email may have arrived
 ARRIVED = {'uncertain', 'not_recorded'}
@@ -30,8 +30,8 @@ class Titled:
         return [('subject', *clause[1:])]
 
 
-class Told:
-    "A model that tells in one sentence what became of an email"
+class WithOutcome:
+    "A model whose field ``outcome`` says what became of an email"
     __slots__ = ()
 
     @classmethod
@@ -41,7 +41,7 @@ class Told:
 
     @classmethod
     def search_outcome(cls, name, clause):
-        "Search the label of the reason in the user's language, and the words"
+        "Search the reason by its label for the user, and the server's words"
         _, operator, value, *_ = clause
         negated = operator.startswith(('!', 'not '))
         found = []
@@ -73,7 +73,7 @@ def outcome(labels, email, trouble=None):
     :param labels: the labels of the reasons, as of :func:`labels`.
     :param email: a record or a ``store.Row``.
     :param trouble: the trouble of the server that the email waits for, which
-        is told instead of reason and words; None for no trouble.
+        takes the place of reason and words; None for no trouble.
     :return: None if there is nothing to say.
     """
     if email.state == 'sent':
@@ -81,7 +81,7 @@ def outcome(labels, email, trouble=None):
     words = None
     if email.state != 'cancelled' and not trouble:
         words = ' '.join(words_of(email).split())
-    return account(labels, email, words, trouble)
+    return sentence(labels, email, words, trouble)
 
 
 def words_of(email):
@@ -91,15 +91,15 @@ def words_of(email):
     recipients may have been refused before.
     """
     return email.error or recipients.account(
-        email.to_addrs, recipients.told(
+        email.to_addrs, recipients.words_by_address(
             email.refused, recipients.split_addresses(email.to_addrs))) or ''
 
 
-def account(labels, email, words, trouble=None):
+def sentence(labels, email, words, trouble=None):
     """Return the same as :func:`outcome`, with other words of the server.
 
-    :param words: of one line or, below the rest, of several lines: masked, for
-        example.
+    :param words: the other words, for example masked. Several lines of words
+        are put below the rest.
     """
     what = trouble
     if email.state != 'cancelled' and not trouble:

@@ -2,9 +2,9 @@
 # this repository contains the full copyright notices and license terms.
 """The place of one sender, and the connection by which it holds the place.
 
-Two kinds: on PostgreSQL an advisory lock, which ends with the connection, and
-on SQLite the time at which the sender has touched its rows. Knows no SMTP and
-no outcome.
+There are two kinds of slots. On PostgreSQL a slot is an advisory lock, which
+ends with the connection. On SQLite it is the time at which the sender has last
+touched its rows. This file knows no SMTP and no outcome.
 """
 import datetime as dt
 import logging
@@ -22,7 +22,7 @@ from trytond import backend
 from trytond.i18n import gettext
 from trytond.transaction import Transaction
 
-from .exceptions import EmailQueueError
+from .exceptions import PoolerError
 from .tools import utc_now
 
 __all__ = ['BEAT_SECONDS', 'slot_for', 'slot_numbers']
@@ -30,27 +30,32 @@ logger = logging.getLogger(__name__)
 
 # The first of the two integers of the module's advisory locks
 LOCK_CLASS = zlib.crc32(b'email_queue') - 2 ** 31
+# The slots of named servers have numbers from here on
 NAMED_SLOTS = 2 ** 30
-# The setting of PostgreSQL that a sender marks its session with
+# The setting of PostgreSQL by which a sender marks its backend
 MARK = 'email_queue.session'
-SESSION_TRIES = 3
+# How many transactions show whether a pooler changes the backend
+POOLER_TRIES = 3
 BEAT_SECONDS = 1
-# Either end of the connection notices within a minute that the other is gone
+# Either end of the connection notices within a minute that the other end is
+# gone
 KEEPALIVE = {'idle': 20, 'interval': 10, 'count': 4}
 UNANSWERED_SECONDS = 60
 STATEMENT_SECONDS = 60
-# How long a statement waits for a lock: while emails are sent, a locked row
-# must not hold up the rows that are free
+# How long a statement waits for a lock. The wait is short while emails are
+# sent, because a locked row must not hold up the other rows
 LOCK_SECONDS, LOCK_SECONDS_SENDING = 30, 0.1
+# The SQLSTATE of a statement that has waited too long for a lock
 LOCKED_OUT = '55P03'
-# The SQLSTATEs of errors that are over when the statement is repeated
+# The SQLSTATEs of errors that may be over when the statement is repeated
 PASSING = {LOCKED_OUT, '40001', '40P01', '57014'}
-# Set for the session of a sender, so that neither the role nor the database
-# decides for it, nor a transaction of trytond, which leaves its time-out on
-# the connections of the pool
-SESSION = {
+# The settings of a sender's connection. They are set because the role, the
+# database or an earlier transaction of trytond, which leaves its time-out on
+# the connections of the pool, may have set others
+SETTINGS = {
     **{f'tcp_keepalives_{name}': str(n) for name, n in KEEPALIVE.items()},
-    # No probe is sent while an answer is on its way: PostgreSQL 12 and later
+    # Needed beside the keepalives, because none is sent while an answer is on
+    # its way; PostgreSQL 12 and later
     'tcp_user_timeout': f'{UNANSWERED_SECONDS}s',
     'statement_timeout': f'{STATEMENT_SECONDS}s',
     'lock_timeout': f'{LOCK_SECONDS}s',
@@ -59,10 +64,10 @@ SESSION = {
     'transaction_timeout': '0',
     'default_transaction_isolation': 'read committed',
     }
-# Without locks a row is orphaned when its sender has not touched it for this
-# time
+# On SQLite a row is orphaned when its sender has not touched it for so many
+# seconds
 ORPHANED_SECONDS = 60
-# How long a statement of SQLite waits for others that write
+# How many seconds a statement of SQLite waits for other writers
 BUSY_SECONDS = 60
 
 
@@ -99,9 +104,11 @@ class SetConfig(Function):
 def slot_numbers(server, count):
     """Yield the numbers of the slots of a server.
 
-    They are the same everywhere. Those of the default server count from 1,
-    those of named servers are from 2 ** 30 on, and negative numbers belong to
-    ``EmailQueue.send``.
+    The numbers are the same on every machine. The slots of the default server
+    are numbered from 1, and those of named servers from 2 ** 30 on.
+    ``EmailQueue.send`` takes negative numbers.
+
+    :param count: how many slots the server has.
     """
     for number in range(1, count + 1):
         if server:
@@ -111,20 +118,20 @@ def slot_numbers(server, count):
 
 
 def slot_for(Model):
-    "Return a slot on the connection of the current transaction"
+    "Return the slot for the connection of the current transaction"
     if Transaction().database.has_select_for():
         return LockSlot(Model)
     return TouchedSlot(Model)
 
 
 class Slot:
-    """A place of a sender, and the connection by which it is held.
+    """The place of a sender, and the connection by which the sender holds it.
 
     The connection is in autocommit mode: every statement commits.
 
-    :param Model: the queue.
+    :param Model: the model of the queue.
     """
-    # Whether the connection that the slot was taken on is of no more use
+    # Whether the connection by which the slot is held cannot be used any more
     is_lost = False
 
     def __init__(self, Model):
@@ -143,12 +150,12 @@ class Slot:
 
     @staticmethod
     def is_locked_out(error):
-        "Whether the statement waited for a lock in vain"
+        "Return whether the statement has waited too long for a lock"
         return getattr(error, 'sqlstate', None) == LOCKED_OUT
 
     @staticmethod
     def is_passing(error):
-        "Whether the statement may succeed a moment later"
+        "Return whether the statement may succeed a moment later"
         return getattr(error, 'sqlstate', None) in PASSING
 
     def execute(self, query):
@@ -182,29 +189,30 @@ class Slot:
 
 
 class LockSlot(Slot):
-    """An advisory lock of PostgreSQL on the session of the connection.
+    """A slot that is an advisory lock of PostgreSQL.
 
-    It is held exactly as long as the sender has the connection.
+    The sender holds the lock exactly as long as it has the connection.
     """
 
     def __init__(self, Model):
-        # What the session is marked with, None while no slot is taken
-        self._session = None
-        # The connection that has the lock, and its backend
+        # The mark of the sender's backend, None while no slot is taken
+        self._mark = None
+        # The connection that has the lock, and the process id and start of its
+        # backend
         self._holder = self._backend = None
         super().__init__(Model)
 
     def _prepare(self):
-        _set_session(self.connection)
+        _configure(self.connection)
         _keep_alive(self.connection)
 
     def close(self):
-        "Reset the connection, so that its next user finds it as ever"
+        "Reset the connection for its next user"
         if self._is_ready:
             try:
-                _reset_session(self.connection)
+                _reset(self.connection)
             except self.Error:
-                # Closed, so that the pool drops it
+                # Closed, so that the pool drops the connection
                 self.connection.close()
         else:
             self.connection.close()
@@ -216,7 +224,8 @@ class LockSlot(Slot):
 
     def fetch(self, query):
         cursor = self.connection.cursor()
-        # As text a message would take twice its size, beside its bytes
+        # Binary, because a message as text would take twice its size, beside
+        # its bytes
         cursor.execute(*query, binary=True)
         self.used_at = time.monotonic()
         return cursor.fetchall()
@@ -231,30 +240,34 @@ class LockSlot(Slot):
     def take(self, numbers):
         """Take one of the slots and return whether one was free.
 
-        :raises EmailQueueError: the connection has no session of its own.
+        :raises PoolerError: a pooler lends the connection its backend.
         """
-        self._begin_session()
+        self._check_pooler()
+        self._mark = f'{random.getrandbits(64):x}'
+        self._set_mark(self._mark)
         self.number = next(filter(self._lock, numbers), None)
         if self.number is None:
-            self._mark('')
+            self._set_mark('')
             return False
-        self._holds()
+        self._remember_holder()
         return True
 
     def give_back(self):
         try:
             self._unlock(self.number)
-            self._mark('')
+            self._set_mark('')
         except backend.DatabaseOperationalError:
-            # The lock is lost with the connection
+            # The connection is lost, and its lock, too
             pass
         self.number = None
 
     def reconnect(self):
-        """Take the slot again on a new connection and return whether it did.
+        """Take the slot again on a new connection.
 
-        PostgreSQL may not know yet that the old connection is lost. The old
-        backend is ended, so that the slot is free at once.
+        PostgreSQL may not know yet that the old connection is lost. So the old
+        backend is ended, which frees the slot at once.
+
+        :return: False where another sender has taken the slot.
         """
         if not self._is_ready:
             self.connection.close()
@@ -263,17 +276,17 @@ class LockSlot(Slot):
             self.database.put_connection(self.connection)
             self.connection = transaction.connection = connection
             self._prepare()
-            if self._session:
-                self._mark(self._session)
+            if self._mark:
+                self._set_mark(self._mark)
         if self._end_backend():
             self.execute(Select([Lock(LOCK_CLASS, self.number)]))
         elif not self._lock(self.number):
             return False
-        self._holds()
+        self._remember_holder()
         self._set_lock_timeout(LOCK_SECONDS_SENDING)
         return True
 
-    def _holds(self):
+    def _remember_holder(self):
         (self._backend,) = self.execute((
                 "SELECT pid, backend_start FROM pg_stat_activity "
                 "WHERE pid = pg_backend_pid()", [])).fetchall()
@@ -304,7 +317,7 @@ class LockSlot(Slot):
 
     @contextmanager
     def hurried(self):
-        "Wait for no lock for longer than a moment"
+        "Let no statement wait for a lock for longer than a moment"
         self._set_lock_timeout(LOCK_SECONDS_SENDING)
         try:
             yield
@@ -329,9 +342,9 @@ class LockSlot(Slot):
     def dead(self, numbers):
         """Yield the numbers whose senders have died.
 
-        Each number is locked until the next one is asked for.
+        Each number is locked until the next number is asked for.
         """
-        if not self._session:
+        if not self._mark:
             self._check_pooler()
         for number in numbers:
             if number is None or number == self.number:
@@ -345,26 +358,27 @@ class LockSlot(Slot):
         "Return the condition of the rows of a dead sender that can be taken"
         return Literal(True)
 
-    # Behind a pooler like PgBouncer each transaction may have another session.
-    # A lock would stay with a session that others use, and keep nobody away.
+    # Behind a pooler like PgBouncer each transaction may have another backend.
+    # The lock of a slot would stay with a backend that others use, too, so
+    # that it would keep nobody away.
 
     def _check_pooler(self):
         pid, name = self.execute(Select([
                     BackendPid(), CurrentSetting(MARK, True)])).fetchone()
-        # A pooler tells a pid of its own, not that of the backend
+        # A pooler tells a process id of its own instead of the backend's
         if (pid != self.connection.info.backend_pid
                 and (name or self._is_lent(pid))):
-            raise _no_session()
+            raise _pooler_error()
 
     def _is_lent(self, pid):
-        "Return whether a second transaction moves the session, or shares it"
+        "Return whether a second transaction changes the backend, or shares it"
         try:
             other = self.database.get_connection()
         except backend.DatabaseOperationalError:
-            # Without a second connection only the claims can tell
+            # There is no second connection, so only the claims can find out
             return False
         try:
-            for _ in range(SESSION_TRIES):
+            for _ in range(POOLER_TRIES):
                 cursor = other.cursor()
                 cursor.execute(*Select([BackendPid()]))
                 other_pid, = cursor.fetchone()
@@ -376,37 +390,33 @@ class LockSlot(Slot):
         finally:
             self.database.put_connection(other)
 
-    def _begin_session(self):
-        self._check_pooler()
-        self._session = f'{random.getrandbits(64):x}'
-        self._mark(self._session)
+    def _set_mark(self, mark):
+        self.execute(Select([SetConfig(MARK, mark, False)]))
 
-    def _mark(self, name):
-        self.execute(Select([SetConfig(MARK, name, False)]))
+    def _has_mark(self):
+        "Return the condition that the backend has the sender's mark"
+        return CurrentSetting(MARK, True) == self._mark
 
-    def _in_session(self):
-        return CurrentSetting(MARK, True) == self._session
+    def of_own_backend(self, where):
+        "Return the condition of a claim, which no other backend fulfils"
+        return where & self._has_mark() if self._mark else where
 
-    def of_session(self, where):
-        "Return the condition of a claim, for the sender's own session only"
-        return where & self._in_session() if self._session else where
+    def check_backend(self):
+        """Check that the backend still has the sender's mark.
 
-    def check_session(self):
-        """Check that the session still is the sender's own.
-
-        :raises EmailQueueError: it is another one.
+        :raises PoolerError: a pooler has lent the connection another backend.
         """
-        if self._session:
-            (mine,), = self.execute(Select([self._in_session()])).fetchall()
+        if self._mark:
+            (mine,), = self.execute(Select([self._has_mark()])).fetchall()
             if not mine:
-                raise _no_session()
+                raise _pooler_error()
 
 
 class TouchedSlot(Slot):
-    """Rows that were touched a moment ago, where there are no locks.
+    """The only slot of a database without locks, SQLite.
 
-    There is one place: while a row in the state sending was touched within the
-    last minute, its sender lives.
+    The slot is taken while a row in the state sending was touched within the
+    last minute, because the sender of the row lives.
     """
 
     def _prepare(self):
@@ -417,7 +427,7 @@ class TouchedSlot(Slot):
         self.number = None
 
     def take(self, numbers):
-        "Return whether no other sender lives; the number is a random one"
+        "Take the slot, under a random number, if no other sender lives"
         if not self._others():
             self.number = random.getrandbits(31)
         return self.number is not None
@@ -435,14 +445,15 @@ class TouchedSlot(Slot):
 
     @contextmanager
     def hurried(self):
-        "Change nothing: SQLite has no locks of rows"
+        "Change nothing, because SQLite has no locks of rows"
         yield
 
     @contextmanager
     def atomic(self):
         "Let several statements commit together"
         if self.connection.in_transaction:
-            # The connections of a thread share one database in memory
+            # All transactions of a thread share the connection to a database
+            # in memory
             yield
         else:
             self.connection.execute('BEGIN IMMEDIATE')
@@ -455,7 +466,7 @@ class TouchedSlot(Slot):
                 [t.write_date], [utc_now()], where=self.holds(t)))
 
     def dead(self, numbers):
-        "Yield all numbers, because :meth:`is_orphaned` tells whose rows go"
+        "Yield all numbers, because ``is_orphaned`` tells which rows are left"
         yield from numbers
 
     @staticmethod
@@ -465,15 +476,15 @@ class TouchedSlot(Slot):
             (table.write_date < _ago(ORPHANED_SECONDS))
             | (table.write_date == Null))
 
-    def of_session(self, where):
+    def of_own_backend(self, where):
         return where
 
-    def check_session(self):
+    def check_backend(self):
         pass
 
 
-def _no_session():
-    return EmailQueueError(
+def _pooler_error():
+    return PoolerError(
         gettext('email_queue.msg_no_session'),
         gettext('email_queue.msg_no_session_description'))
 
@@ -482,30 +493,29 @@ def _ago(seconds):
     return dt.datetime.now() - dt.timedelta(seconds=seconds)
 
 
-def _set_session(connection):
-    "Set those of :data:`SESSION` that this version of PostgreSQL knows"
+def _configure(connection):
+    "Make the :data:`SETTINGS` that this version of PostgreSQL knows"
     connection.cursor().execute(
         "SELECT set_config(name, value, false) "
         "FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
         "WHERE current_setting(name, true) IS NOT NULL",
-        [list(SESSION), list(SESSION.values())])
+        [list(SETTINGS), list(SETTINGS.values())])
 
 
-def _reset_session(connection):
+def _reset(connection):
     cursor = connection.cursor()
     cursor.execute(
         "SELECT name, pg_advisory_unlock_all() "
         "FROM unnest(%s::text[]) AS s (name) "
-        "WHERE current_setting(name, true) IS NOT NULL", [list(SESSION)])
+        "WHERE current_setting(name, true) IS NOT NULL", [list(SETTINGS)])
     # The names come from the query above, so they are safe in a statement
     cursor.execute('; '.join(f'RESET {name}' for name, _ in cursor.fetchall()))
 
 
 def _keep_alive(connection):
-    """Let this end of the connection notice that the other end is gone.
+    """Let this end of a connection notice in a minute that the other is gone.
 
-    Within a minute, as PostgreSQL does by the settings of the session: a lock
-    lasts until PostgreSQL knows.
+    The other end does the same by :data:`SETTINGS`.
     """
     with socket.socket(fileno=os.dup(connection.fileno())) as sock:
         if sock.family == socket.AF_UNIX:

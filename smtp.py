@@ -1,10 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Talking SMTP: sessions and transactions.
+"""Talks SMTP: sessions and SMTP transactions.
 
-Knows no database, no pool and no words of servers, which are in replies.py.
-What becomes of a message is an :class:`Outcome`; nothing else leaves this
-file.
+This file knows no database, no pool and no words of servers, which are in
+replies.py. :meth:`Client.deliver` returns all that can become of a message as
+an :class:`Outcome`, and raises nothing.
 """
 import logging
 import math
@@ -27,7 +27,7 @@ from .exceptions import LoginError
 from .mime import needs_smtputf8
 from .replies import (
     LENGTH, LOGIN, MESSAGE, QUOTA, RATE, RECIPIENT, SERVER, SESSION, Reply,
-    alike, meaning, names_mailbox, too_many_recipients, verdict)
+    gist, meaning, names_mailbox, too_many_recipients, verdict)
 from .sasl import log_in, user_of
 from .words import with_domains
 
@@ -37,19 +37,25 @@ __all__ = [
     'verdict']
 logger = logging.getLogger(__name__)
 
-# A batch of pipelined commands fits the smallest default send buffer, so that
-# writing it never waits for a server that waits for its replies to be read
+# In bytes. A batch of pipelined commands fits the smallest default send
+# buffer: otherwise writing it could wait for a server that waits until its
+# replies are read
 BATCH_SIZE = 8 * 1024
+# How many bytes of a message are written at once
 SLICE_SIZE = 256 * 1024
-LINE_LENGTH = 8 * 1024
+# The most bytes in a line of a reply, and the most lines in a reply
+REPLY_LINE_LENGTH = 8 * 1024
 REPLY_LINES = 100
-# The length of the name that a server gives an email that it has accepted
+# How many characters are kept of the name that a server gives an email in its
+# own log
 QUEUE_ID_LENGTH = 100
-# How many time-outs of one step connecting, TLS, EHLO and login have together
+# How long connecting, TLS, EHLO and login may take together, in time-outs of
+# one step
 OPENING_STEPS = 3
-# How many threads of each mail server may wait for a name server that does not
+# How many threads of each server may wait for a name server that does not
 # answer
 RESOLVING = 10
+# How many seconds to wait for the end of a connection
 QUIT_TIMEOUT = 5
 
 # All mean that the peer closed the connection; which error is raised depends
@@ -58,7 +64,8 @@ CLOSED = (
     smtplib.SMTPServerDisconnected, ConnectionResetError,
     ConnectionAbortedError, BrokenPipeError)
 
-# Postfix; Exim; OpenSMTPD and Sendmail; Amazon SES
+# How Postfix; Exim; OpenSMTPD and Sendmail; Amazon SES name an email that they
+# have accepted
 _queue_id = re.compile(
     r'queued as (\S+)|\bid=(\S+)|\A(\S+) Message accepted for delivery'
     r'|\AOk ([0-9a-f-]{40,})', re.I)
@@ -72,7 +79,7 @@ _parameters = re.compile(
 # Up to the last @, because an unquoted password may itself contain @ or /
 _before_host = re.compile(r'\A(?:.*@|(?:[A-Za-z][\w+.-]*:)?//)', re.S)
 _host = re.compile(r'(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?')
-# What is shown of a URI in which no host can be told from a secret
+# What is shown of a URI in which host and secrets cannot be told apart
 UNKNOWN_HOST = '?'
 
 
@@ -80,7 +87,8 @@ class Mail(NamedTuple):
     """A message with its envelope.
 
     ``data`` are the bytes with CRLF at the end of every line, without the
-    final dot; options are tuples of ESMTP parameters.
+    final dot; ``mail_options`` and ``rcpt_options`` are tuples of ESMTP
+    parameters.
     """
     from_addr: str
     to_addrs: tuple
@@ -90,10 +98,11 @@ class Mail(NamedTuple):
 
 
 class Greeting(NamedTuple):
-    """What a server tells until the login.
+    """What a server has told by the end of the login.
 
-    ``offers`` are its extensions by their names in small letters, ``tls`` the
-    version and ``certificate`` as of ``ssl.SSLSocket.getpeercert``.
+    ``offers`` maps the names of its extensions, in small letters, to their
+    parameters. ``tls`` is the version of TLS, and ``certificate`` what
+    ``ssl.SSLSocket.getpeercert`` returns; both are None without TLS.
     """
     offers: dict
     tls: str = None
@@ -101,13 +110,14 @@ class Greeting(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """What keeps the server from taking any message, and whether it lasts.
+    """What keeps the server from taking any email, and whether it lasts.
 
-    ``kind`` is ``LOGIN`` where a login was refused for good, ``SESSION`` where
-    no session was to be had, ``RATE`` where the server wants messages more
-    slowly, ``QUOTA`` where it refused a message for good because it takes
-    nothing from us, and otherwise None. ``reason`` is the one of the email
-    that waits for the server.
+    Trouble that is ``lasting`` ends the run at once; otherwise the server is
+    tried again. ``kind`` is ``LOGIN`` where a login was refused for good,
+    ``SESSION`` where no session could be opened, ``RATE`` where the server
+    wants messages more slowly, ``QUOTA`` where it refused a message for good
+    because it takes nothing from us, and otherwise None. ``reason`` is the
+    reason of the emails that wait for the server.
     """
     words: str
     lasting: bool = False
@@ -119,16 +129,18 @@ class Trouble(NamedTuple):
 class Outcome:
     """What became of a message.
 
-    ``refused`` for good and ``deferred`` for now map addresses to the server's
-    words. Recipients in none of the three are still to go: because of
-    ``trouble`` with the server, or because the connection broke after the
-    final dot: ``unanswered`` has the words, ``uncertain`` is another name for
-    it. ``refusal`` is the step and the words without addresses and digits, so
-    that it is equal for messages that the server refused alike; None where it
-    accepted a recipient or named a mailbox. ``queue_ids`` are the names that
-    the server's own log has for what it accepted. ``reasons`` says of
-    addresses in ``refused`` and ``deferred`` what the server did not say
-    itself: values of ``reasons.REASONS``.
+    ``accepted`` lists recipients. ``refused`` (for good) and ``deferred`` (for
+    now) map recipients to the server's words. Other recipients have not got
+    the message, because of ``trouble`` with the server, or because the
+    connection broke after the final dot: then ``unanswered`` has the words of
+    the loss (``uncertain`` is an older name of ``unanswered``).
+
+    ``refusal`` is the step and the words without addresses and digits, so that
+    it is equal for messages that the server refused alike. It is None where
+    the server accepted a recipient or named a mailbox. ``queue_ids`` are the
+    names of the accepted message in the server's own log. ``reasons`` maps
+    recipients in ``refused`` and ``deferred`` to a value of
+    ``reasons.REASONS``, where the server did not say the reason itself.
     """
     accepted: list = field(default_factory=list)
     refused: dict = field(default_factory=dict)
@@ -154,7 +166,7 @@ class Outcome:
         self.unanswered = words
 
     def remaining(self, addresses):
-        "Return those of ``addresses`` that nothing is decided about"
+        "Return the ``addresses`` about which nothing is decided"
         decided = {*self.accepted, *self.refused, *self.deferred}
         return [a for a in addresses if a not in decided]
 
@@ -175,14 +187,15 @@ class Outcome:
             self.reasons.update(dict.fromkeys(addresses, reason))
             words = f'{reason} {words}'
         if not (self.accepted or reply and names_mailbox(step, reply)):
-            self.refusal = f'{step} {alike(words)}'
+            self.refusal = f'{step} {gist(words)}'
 
 
 class _Lost(Exception):
     """The connection cannot be used any more.
 
-    ``is_of_session`` tells that the server has ended the session, or may have
-    ended it before this message. The loss is none of the message then.
+    ``is_of_session`` is set where the server has ended the session, or may
+    have ended it before this message. Then the message has not caused the
+    loss, and a new session may work.
     """
 
     def __init__(self, words, is_of_session=False):
@@ -192,15 +205,15 @@ class _Lost(Exception):
 
 
 class _Nonsense(_Lost):
-    "Lost by a time-out or by an answer that makes no sense"
+    "Lost by a time-out or by a reply that makes no sense"
 
 
 class _Unanswered(_Lost):
-    "Lost after the message was transmitted, before the answer to it"
+    "Lost after the message was transmitted, before the reply to the message"
 
 
 def trouble_of(error):
-    "Return the Trouble of an exception that ends the opening of a session"
+    "Return the Trouble for an exception that ended the opening of a session"
     kind = SESSION
     if (isinstance(error, smtplib.SMTPAuthenticationError)
             and error.smtp_code >= 500):
@@ -209,10 +222,12 @@ def trouble_of(error):
 
 
 def server_name(uri=None):
-    """Return host and port of the server, without credentials.
+    """Return the host and the port in the URI of a server, without its login.
 
-    Of a URI that is not one it is :data:`UNKNOWN_HOST`, because any part of it
-    can be that of a secret.
+    For a text that is no URI the name is :data:`UNKNOWN_HOST`, because any
+    part of such a text can belong to a secret.
+
+    :param uri: None for the URI of the default server.
     """
     uri = uri or config.get('email', 'uri')
     host = _before_host.sub('', _parameters.sub('', uri, count=1), count=1)
@@ -222,21 +237,22 @@ def server_name(uri=None):
 class Client:
     """The sessions with a server, one after another.
 
-    :param uri: as of ``get_smtp_server``, None for the configured one.
-    :param server: a connected ``smtplib.SMTP`` to use for the first session.
-    :param timeout: seconds for every step, where the URI gives none.
-    :param data_timeout: seconds for the answer to the final dot.
+    :param uri: a URI for ``get_smtp_server``, None for that of the default
+        server.
+    :param smtp: a connected ``smtplib.SMTP`` to use for the first session.
+    :param timeout: seconds for every step, where the URI has no time-out.
+    :param data_timeout: seconds for the reply to the final dot.
     :param max_messages: how many messages go through a session.
     :param max_recipients: how many recipients an SMTP transaction has.
     :param verdict: a function like ``replies.verdict``.
-    :param tokens: a function that returns the token to log in with, None for
-        the login by the password of the URI. Its argument ``refused`` is one
+    :param tokens: a function that returns the token to log in with, or None to
+        log in by the password of the URI. Its argument ``refused`` is a token
         that the server has refused.
-    :param return_path: the sender of the envelope instead of a message's own,
-        unless that is the null sender.
+    :param return_path: the envelope sender of every message, but of those with
+        the null sender. If it is empty, each message keeps its own.
     """
 
-    def __init__(self, uri=None, server=None, timeout=60, data_timeout=600,
+    def __init__(self, uri=None, smtp=None, timeout=60, data_timeout=600,
             max_messages=100, max_recipients=50, verdict=verdict,
             tokens=lambda refused=None: None, return_path=''):
         self.uri = uri or config.get('email', 'uri')
@@ -249,7 +265,7 @@ class Client:
         self.tokens = tokens
         self.return_path = return_path
         self.pipelining = True
-        self._server = self._given = server
+        self._smtp = self._given = smtp
         self._session = None
 
     def deliver(self, mail):
@@ -267,18 +283,18 @@ class Client:
                 losses = self._transact(
                     session, mail, remaining, outcome, losses)
             except _Lost:
-                # The session had ended, so the same message goes in a new one
+                # The session had ended, so the message goes in a new session
                 continue
             if outcome.trouble or outcome.unanswered:
                 return outcome
         return outcome
 
     def _transact(self, session, mail, remaining, outcome, losses):
-        """Do one SMTP transaction and add to ``outcome``.
+        """Do one SMTP transaction and add its result to ``outcome``.
 
-        :param losses: how many connections the message has lost in a row.
-        :return: how many it has lost by now.
-        :raises _Lost: the session had ended, so it is no loss of the message.
+        :param losses: how many connections in a row the message has lost.
+        :return: how many it has lost after this SMTP transaction.
+        :raises _Lost: the session had ended, which is no loss of the message.
         """
         try:
             session.send(mail, remaining[:self.max_recipients], outcome)
@@ -313,48 +329,51 @@ class Client:
         return bool(self._session)
 
     def close(self):
-        "End the session as the protocol has it, if it is the client's own"
-        if self._session and self._session.server is not self._given:
+        "End the session by QUIT, but not a session that the caller has given"
+        if self._session and self._session.smtp is not self._given:
             self._session.quit()
         self._session = None
 
     def drop(self):
         "Close the connection at once"
         if self._session:
-            self._session.server.close()
+            self._session.smtp.close()
             self._session = None
 
     def _ready_session(self, pipelining):
         if self._session and self._session.messages >= self.max_messages:
             self.close()
         if not self._session:
-            server = self._logged_in()
+            smtp = self._logged_in()
             self._session = _Session(
-                server, self.timeout, self.data_timeout, self.verdict,
-                pipelining and server.has_extn('pipelining'))
+                smtp, self.timeout, self.data_timeout, self.verdict,
+                pipelining and smtp.has_extn('pipelining'))
         return self._session
 
     def probe(self):
         "Open a session, end it, and return its Greeting or the Trouble"
         try:
-            server = self._logged_in()
+            smtp = self._logged_in()
         except Exception as error:
             return trouble_of(error)
-        sock = server.sock
+        sock = smtp.sock
         tls = hasattr(sock, 'version')
         greeting = Greeting(
-            dict(server.esmtp_features),
+            dict(smtp.esmtp_features),
             sock.version() if tls else None,
             sock.getpeercert() if tls else None)
         _Session(
-            server, self.timeout, self.data_timeout, self.verdict,
+            smtp, self.timeout, self.data_timeout, self.verdict,
             pipelining=False).quit()
         return greeting
 
     def _logged_in(self):
-        "Return a connection, which takes two tokens where one is refused"
+        """Return an ``smtplib.SMTP`` that is logged in.
+
+        If the server refuses the token, a second token is tried.
+        """
         token = None
-        if not (self._server and self._server.sock):
+        if not (self._smtp and self._smtp.sock):
             token = self.tokens()
         try:
             return self._opened(token)
@@ -371,44 +390,47 @@ class Client:
             server_name(self.uri))
 
     def _connect(self, opening, user=None, token=None):
-        server, self._server = self._server, None
-        if server and server.sock:
-            opening.watch(server.sock)
+        smtp, self._smtp = self._smtp, None
+        if smtp and smtp.sock:
+            opening.watch(smtp.sock)
         else:
             uri = self.uri
             if not _timeout.search(uri):
                 seconds = math.ceil(self.timeout)
                 uri += f'{"&" if "?" in uri else "?"}timeout={seconds}'
-            server = opening.connect(uri)
-        # A bound until the login only, because the session has its own bounds
-        file = server.file or server.sock.makefile('rb')
-        server.file = _Lines(file)
+            smtp = opening.connect(uri)
+        # _Lines bounds the replies until the login, and the session bounds
+        # those after it
+        file = smtp.file or smtp.sock.makefile('rb')
+        smtp.file = _Lines(file)
         try:
-            with _words_of_ehlo([server]):
-                server.ehlo_or_helo_if_needed()
+            with _words_of_ehlo([smtp]):
+                smtp.ehlo_or_helo_if_needed()
             if token is not None:
-                log_in(server, user, token)
+                log_in(smtp, user, token)
         except BaseException:
-            server.close()
+            smtp.close()
             raise
-        server.file = file
-        return server
+        smtp.file = file
+        return smtp
 
 
 @contextmanager
-def _words_of_ehlo(servers):
+def _words_of_ehlo(opened):
     """Raise the refusal of EHLO instead of an error that follows from it.
 
-    After a refused EHLO smtplib goes on with HELO. Its error is then the
-    answer to HELO, or that the server does not offer what only EHLO shows.
+    After a refused EHLO smtplib tries HELO. The error of smtplib is then about
+    HELO, or about an extension that is missing because only EHLO lists them.
+
+    :param opened: a list of the ``smtplib.SMTP`` objects, filled meanwhile.
     """
     try:
         yield
     except smtplib.SMTPAuthenticationError:
         raise
     except smtplib.SMTPException:
-        for server in servers:
-            if refused := getattr(server, 'refused_ehlo', None):
+        for smtp in opened:
+            if refused := getattr(smtp, 'refused_ehlo', None):
                 raise smtplib.SMTPHeloError(*refused)
         raise
 
@@ -416,7 +438,8 @@ def _words_of_ehlo(servers):
 class _Opening:
     """A connection until the end of its login, which can be cut at any time.
 
-    smtplib starts its time-out anew with every byte that arrives.
+    Cutting is needed because smtplib starts its time-out anew with every byte
+    that arrives.
     """
 
     def __init__(self):
@@ -447,7 +470,7 @@ class _Opening:
                 pass
 
     def end(self):
-        "Return whether the opening has come to its end without being cut"
+        "End the opening, and return False if it was cut before"
         with self._lock:
             for handle in self._handles:
                 handle.close()
@@ -457,15 +480,16 @@ class _Opening:
     def connect(self, uri):
         """Return what ``get_smtp_server`` returns for the URI.
 
-        It takes no class of connections: its code is run with a ``smtplib``
-        whose classes tell their sockets.
+        The function cannot be given a class for the connection. So its code
+        runs with a changed ``smtplib``, whose classes let the opening watch
+        their sockets.
         """
-        opening, servers = self, []
+        opening, opened = self, []
 
         class SMTP(smtplib.SMTP):
 
             def __init__(self, *args, **kwargs):
-                servers.append(self)
+                opened.append(self)
                 super().__init__(*args, **kwargs)
 
             def _get_socket(self, host, port, timeout):
@@ -492,20 +516,20 @@ class _Opening:
             argdefs=get_smtp_server.__defaults__,
             closure=get_smtp_server.__closure__)
         try:
-            with _words_of_ehlo(servers):
-                server = get_server(uri, strict=True)
+            with _words_of_ehlo(opened):
+                smtp = get_server(uri, strict=True)
         except BaseException:
             # Neither trytond nor smtplib closes a connection whose greeting,
             # TLS or login fails
-            for server in servers:
-                server.close()
+            for smtp in opened:
+                smtp.close()
             raise
-        if isinstance(server.file, _Lines):
-            server.file = server.file.file
-        return server
+        if isinstance(smtp.file, _Lines):
+            smtp.file = smtp.file.file
+        return smtp
 
     def socket_to(self, host, port, timeout):
-        "Return a connected socket that is watched from before it connects"
+        "Return a connected socket, which is watched even while it connects"
         error = OSError("no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM):
@@ -524,7 +548,7 @@ class _Opening:
 
 
 class _Lines:
-    "The file of a connection, from which a bounded number of lines is read"
+    "The file of a connection, which ends after a number of lines"
 
     def __init__(self, file):
         self.file = file
@@ -540,31 +564,32 @@ class _Lines:
         self.file.close()
 
 
-# Nothing can interrupt a thread that waits for the name server
+# The threads that wait for the name server, because nothing can interrupt them
 _resolving = []
 _resolving_lock = threading.Lock()
 
 
 def open_in_time(seconds, connect, name):
-    """Return what ``connect`` returns for an :class:`_Opening`.
+    """Return what ``connect`` returns in time.
 
-    It has a method ``close``, for what is opened too late.
-
-    :param name: of the server, by which the threads that hang are counted.
-
-    :raises TimeoutError: it takes longer. Its connection is closed.
+    :param connect: a function that is called with an :class:`_Opening` and
+        returns an object with the method ``close``, which closes what was
+        opened too late.
+    :param name: the name of the server whose threads that hang are counted.
+    :raises TimeoutError: ``connect`` takes longer than ``seconds``, or
+        ``RESOLVING`` threads of the server hang.
     """
     opening, result, error = _Opening(), [], []
 
     def run():
-        server = None
+        opened = None
         try:
-            server = connect(opening)
-            result.append(server)
+            opened = connect(opening)
+            result.append(opened)
         except BaseException as e:
             error.append(e)
-        if not opening.end() and server:
-            server.close()
+        if not opening.end() and opened:
+            opened.close()
 
     with _resolving_lock:
         _resolving[:] = [t for t in _resolving if t.is_alive()]
@@ -579,9 +604,9 @@ def open_in_time(seconds, connect, name):
         if thread.is_alive():
             with _resolving_lock:
                 _resolving.append(thread)
-        for server in result:
+        for opened in result:
             # The connection was opened at the moment when it was cut
-            server.close()
+            opened.close()
         raise TimeoutError("timed out")
     if error:
         raise error[0]
@@ -591,8 +616,8 @@ def open_in_time(seconds, connect, name):
 class _Session:
     "A connection on which messages are sent one after another"
 
-    def __init__(self, server, timeout, data_timeout, verdict, pipelining):
-        self.server = server
+    def __init__(self, smtp, timeout, data_timeout, verdict, pipelining):
+        self.smtp = smtp
         self.timeout = timeout
         self.data_timeout = data_timeout
         self.verdict = verdict
@@ -601,14 +626,17 @@ class _Session:
         self.step = 'mail'
         # Whether the server has said that it closes the connection
         self.closed = False
-        self._offers = server.esmtp_features
+        self._offers = smtp.esmtp_features
         self._size_limit = _size_limit(self._offers)
         self._received = b''
 
     def send(self, mail, recipients, outcome):
-        """Do one SMTP transaction and add to ``outcome``.
+        """Do one SMTP transaction and add its result to ``outcome``.
 
-        At least one of ``recipients`` is decided, or there is trouble.
+        At the end at least one of ``recipients`` is decided, or there is
+        trouble with the server.
+
+        :raises _Lost: the connection cannot be used any more.
         """
         self.messages += 1
         self.step = 'mail'
@@ -667,14 +695,14 @@ class _Session:
         except _Lost:
             # A failing QUIT does not change earlier answers
             pass
-        self.server.close()
+        self.smtp.close()
 
     def _possible(self, mail, recipients, outcome):
         "Return the recipients that the server's extensions allow"
         size, limit = len(mail.data), self._size_limit
         if limit and size > limit:
-            # A suspect like any other, because a server can offer a limit by
-            # mistake
+            # The email can become a suspect, because a server can offer a
+            # limit by mistake
             outcome.refuse(
                 recipients, 'mail', f'SIZE {limit}', reason='too_large')
             return []
@@ -706,7 +734,7 @@ class _Session:
         return _command('MAIL FROM:', address, options)
 
     def _offered(self, options):
-        "Return the options that are offered, without those that we set"
+        "Return the options that the server offers and that we do not set"
         kept = []
         for option in options:
             keyword = option.partition('=')[0].upper()
@@ -723,7 +751,8 @@ class _Session:
     def _ask(self, commands, replies):
         """Add the replies to MAIL, RCPT … and DATA to ``replies``.
 
-        Fewer than there are commands where going on makes no sense.
+        After a reply that leaves nothing to ask, further commands are not
+        sent, and have no reply.
         """
         for batch in self._batches(commands):
             if batch == commands[-1:] and not any(
@@ -734,7 +763,7 @@ class _Session:
             try:
                 self._write(b''.join(batch))
             except _Lost as error:
-                # The server may have sent the reason before it closed
+                # The server may have replied before it closed the connection
                 broken = error
             for command in batch:
                 self.step = command[:4].decode('ascii').lower()
@@ -769,7 +798,7 @@ class _Session:
     def _judge(self, recipients, replies, outcome):
         """Add what the bad replies mean to ``outcome``.
 
-        Return the recipients that the server takes the message for.
+        Return the recipients for whom the server takes the message.
         """
         mail, *rcpts = replies
         data = rcpts.pop() if len(rcpts) > len(recipients) else None
@@ -799,16 +828,17 @@ class _Session:
             outcome.refuse(recipients, step, str(reply), reply)
 
     def _kind(self, step, reply):
-        "Return the kind of trouble that the reply is"
+        "Return the ``Trouble.kind`` of a reply"
         about = meaning(reply)
         if not reply.temporary:
             return None if about == LOGIN else QUOTA
         if step == 'mail' and self.messages == 1 and (
                 reply.code == 421 or about == SESSION
                 or 'connections' in reply.text.lower()):
-            # A server that greets more sessions than it serves says so
+            # A server that greets more sessions than it serves refuses the
+            # other sessions so
             return SESSION
-        # At RCPT the rate may be that of the recipient
+        # At RCPT the server may limit the rate of emails to the recipient
         return RATE if about == RATE and step != 'rcpt' else None
 
     def _transmit(self, mail, recipients, outcome):
@@ -818,10 +848,10 @@ class _Session:
         data = mail.data.replace(b'\r\n.', b'\r\n..')
         if data.startswith(b'.'):
             data = b'.' + data
-        # The dot must be on a line of its own, or the server waits for ever
+        # The dot must be alone on its line, or the server waits for ever
         end = b'.\r\n' if data[-2:] in (b'', b'\r\n') else b'\r\n.\r\n'
-        # Only the last piece is joined with the end, because to join the whole
-        # would copy the message
+        # Only the last piece is joined with the end, because joining the whole
+        # message would copy it
         view, reply = memoryview(data), None
         last = len(data) // SLICE_SIZE * SLICE_SIZE
         for position in range(0, last + 1, SLICE_SIZE):
@@ -868,25 +898,26 @@ class _Session:
             # RFC 2920 3.1: after 354 only a dot ends the message
             self._write(b'.\r\n')
             self._reply(self.timeout)
-        # The reply also shows whether a server that refused a message waits
-        # for the next message or takes the lines for commands
+        # The reply to RSET also shows whether a server that has refused the
+        # message reads commands again, or takes lines of the message for
+        # commands
         self._write(b'RSET\r\n')
         reply = self._reply(self.timeout)
         if not reply.good:
             raise _Lost(str(reply))
 
     def _expect_silence(self):
-        "Give up a server that answers more than it was asked"
+        "Give up the session if the server sends more replies than commands"
         if self._received:
             raise _Nonsense(
                 f"unexpected answer: {_printable(self._received)}")
 
     def _write(self, data):
         try:
-            self.server.sock.settimeout(self.timeout)
-            self.server.sock.sendall(data)
+            self.smtp.sock.settimeout(self.timeout)
+            self.smtp.sock.sendall(data)
         except OSError as error:
-            raise _broken(error)
+            raise _loss(error)
 
     def _reply(self, timeout):
         "Return the next reply, which must be complete in ``timeout`` seconds"
@@ -907,20 +938,20 @@ class _Session:
         raise _Nonsense("an answer without end")
 
     def _line(self, deadline):
-        server = self.server
-        if server.file is None:
-            server.file = server.sock.makefile('rb')
+        smtp = self.smtp
+        if smtp.file is None:
+            smtp.file = smtp.sock.makefile('rb')
         while b'\n' not in self._received:
-            if len(self._received) > LINE_LENGTH:
+            if len(self._received) > REPLY_LINE_LENGTH:
                 raise _Nonsense("an answer without end")
             seconds = deadline - time.monotonic()
             if seconds <= 0:
                 raise _Nonsense("timed out")
             try:
-                server.sock.settimeout(seconds)
-                received = server.file.read1(LINE_LENGTH)
+                smtp.sock.settimeout(seconds)
+                received = smtp.file.read1(REPLY_LINE_LENGTH)
             except OSError as error:
-                raise _broken(error)
+                raise _loss(error)
             if not received:
                 raise _Lost(_words(ConnectionResetError()))
             self._received += received
@@ -957,14 +988,14 @@ def _printable(text):
     return with_domains(' '.join(text.split())[:LENGTH])
 
 
-def _broken(error):
-    "Return the loss that an error of the socket is"
+def _loss(error):
+    "Return the exception ``_Lost`` for an error of the socket"
     Loss = _Nonsense if isinstance(error, TimeoutError) else _Lost
     return Loss(_words(error))
 
 
 def _words(error):
-    "Return what an error says, without anything of the configuration"
+    "Return the words of an error, which hold nothing of the configuration"
     if isinstance(error, (_Lost, LoginError)):
         return error.words
     if isinstance(error, smtplib.SMTPResponseException):

@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """The queue's rows as a sender sees them: claims and records.
 
-Knows no SMTP and nothing of what an outcome means.
+This file knows no SMTP, and not what an outcome means.
 """
 import collections
 import datetime as dt
@@ -36,7 +36,7 @@ RESTART_SECONDS = 2
 CRASHES_ALONE, CRASHES_FAILED = 3, 10
 # How long a row waits after its second crash, doubled with each further crash
 CRASH_DELAY = dt.timedelta(minutes=1)
-# How long an email waits that was sent, perhaps, and could not be recorded
+# How long an email waits that may have been sent and could not be recorded
 UNRECORDED_DELAY = dt.timedelta(minutes=15)
 
 # The columns that an outcome changes; many sent rows have equal values in them
@@ -44,15 +44,15 @@ OUTCOME_COLUMNS = (
     'state', 'accepted', 'refused', 'attempts', 'first_attempt',
     'uncertain', 'sent_at', 'reason', 'error', 'suspect', 'suspect_since',
     'priority', 'own_priority')
-# All columns that a record writes; of sent rows these two are left out, or
-# written one by one
+# All columns that a record writes. For sent rows that are recorded together,
+# scheduled_at is left out, and each queue_id is written to its row
 RECORDED_COLUMNS = OUTCOME_COLUMNS + ('scheduled_at', 'queue_id')
 
 
 class Row(NamedTuple):
     """The columns of an email that a sender reads.
 
-    It writes those of :data:`RECORDED_COLUMNS`.
+    Its record writes :data:`RECORDED_COLUMNS` of them.
     """
     id: int
     server: str
@@ -82,13 +82,13 @@ class Row(NamedTuple):
     own_priority: str = None
     reason: str = None
     bounced_at: dt.datetime = None
-    # No columns of the table: the events for the history, and pairs of a
-    # recipient that is not tried and the words for it
+    # These are no columns: the events for the history, and pairs of a
+    # recipient that is not tried and the words about this recipient
     events: tuple = ()
     dead: tuple = ()
 
     @property
-    def gist(self):
+    def statement_key(self):
         """What is recorded of a sent row, None for a row in another state.
 
         Rows with equal values share one statement.
@@ -107,7 +107,7 @@ class Row(NamedTuple):
 
     @property
     def remaining(self):
-        "The recipients that have neither accepted nor refused the message"
+        "The recipients that are neither accepted nor refused"
         return remaining(self.to_addrs, self.accepted, self.refused)
 
     def expired(self, now):
@@ -129,7 +129,7 @@ def priorities(Model):
 
 
 def waiting_servers(Model):
-    "Return the names of the servers that rows in the outbox are for"
+    "Return the names of the servers that rows in the outbox wait for"
     t = Model.__table__()
     cursor = Transaction().connection.cursor()
     names, name = [], ''
@@ -238,7 +238,7 @@ class Store:
         incomplete.log(cursor.rowcount)
 
     def explain(self, server, reason):
-        "Write why the rows wait that are for a server, and its name as error"
+        "Write why rows wait for a server: the reason, and its name as error"
         t = self.Model.__table__()
         self.execute(self._update_unlocked(
                 t, [t.reason, t.error, t.write_date],
@@ -268,7 +268,8 @@ class Store:
                 t.id,
                 where=self._due(t) & (t.priority == priority)
                 & (t.crashes < CRASHES_ALONE),
-                # As in the index, because PostgreSQL may read the table else
+                # The order of the index, because without it PostgreSQL may
+                # read the whole table
                 order_by=[t.server, t.priority, t.scheduled_at, t.id],
                 limit=1)).fetchone()
 
@@ -303,9 +304,9 @@ class Store:
         return self._checked(rows)
 
     def _checked(self, rows):
-        "Return the claimed rows; where there are none, check the session"
+        "Return the claimed rows; if there are none, check the backend"
         if not rows:
-            self.slot.check_session()
+            self.slot.check_backend()
         return rows
 
     def claim_alone(self):
@@ -315,13 +316,15 @@ class Store:
                 t, self._due(t) & (t.crashes >= CRASHES_ALONE), limit=1))
 
     def claim_record(self, id_):
+        "Claim the row with this id, due or not"
         t = self.Model.__table__()
         return self._checked(self._claim(
                 t, (t.state == 'outbox') & (t.id == id_), limit=1))
 
     def _restart(self):
-        # Not at every claim, because the scheduler's transaction keeps the
-        # index entries of claimed rows alive, and the claim walks over them
+        # Claims do not always begin at the first row, because the scheduler's
+        # transaction keeps the index entries of claimed rows alive, and a
+        # claim from the beginning walks over all these entries
         self._places.clear()
         self._restarted_at = time.monotonic()
 
@@ -344,17 +347,17 @@ class Store:
             key=lambda row: row.place)
 
     def _fitting(self, table, where, limit, size):
-        """Return the query of the ids of the next rows, and what comes before.
+        """Return the query of the ids of the next rows.
 
-        The latter are the common table expressions that the query needs. They
-        belong at the beginning of the statement, because PostgreSQL may run
-        what stands in a condition more than once.
+        Its common table expressions are returned, too. They belong at the
+        beginning of the statement, because PostgreSQL may run an expression in
+        a condition more than once.
         """
         candidates = With(query=locking(table.select(
                     table.id, table.size, table.priority, table.scheduled_at,
-                    where=self.slot.of_session(where),
+                    where=self.slot.of_own_backend(where),
                     # PostgreSQL does not see that the server is always the
-                    # same: without it the rows would be sorted
+                    # same, and would sort the rows by an order without it
                     order_by=[
                         table.server, table.priority, table.scheduled_at,
                         table.id],
@@ -409,15 +412,15 @@ class Store:
                     & (t.server == self.server),
                     limit=1)).fetchone())
 
-    def suspected_alike(self, row, refusal):
-        "Return since when another email, refused alike, is a suspect"
+    def equal_suspect_since(self, row, refusal):
+        "Return since when another email with an equal refusal is a suspect"
         t = self.Model.__table__()
         since, = self.execute(t.select(
                 Max(t.suspect_since),
                 where=(t.suspect == refusal) & (t.state == 'outbox')
                 & (t.server == self.server) & (t.id != row.id))).fetchone()
         if isinstance(since, str):
-            # SQLite converts columns to a datetime, and no expressions
+            # SQLite converts columns to a datetime, but not expressions
             since = dt.datetime.fromisoformat(since)
         return since
 
@@ -469,7 +472,7 @@ class Store:
             return count
 
     def _record_group(self, rows):
-        "Record rows of one gist by one statement, and return their number"
+        "Record rows with one key by one statement, and return their number"
         names, values = OUTCOME_COLUMNS, _outcome_values(rows[0])
         if rows[0].loses_message:
             names += ('msg', 'file_id')
@@ -509,7 +512,7 @@ class Store:
                 for r, v in zip(rows, values)]).rowcount
 
     def locked(self, rows):
-        "Return those of the rows that this sender holds and somebody locks"
+        "Return the rows that this sender holds and somebody else has locked"
         ids = [r.id for r in rows]
         locked = set(self._held(ids)).difference(self._held(ids, locking))
         return [r for r in rows if r.id in locked]
@@ -546,7 +549,8 @@ class Store:
             try:
                 self._tell((id_, told[taken]) for id_ in held)
             except self.Error:
-                # To put the rows back is worth more than their history
+                # Not raised, because putting the rows back matters more than
+                # their history
                 logger.warning(
                     "the history does not tell what was put back",
                     exc_info=True)
@@ -560,8 +564,8 @@ class Store:
         groups, each = _grouped(r for r in rows if not r.events)
         file_ids = [r.id for r in rows if r.loses_message and r.file_id]
         if file_ids:
-            # Queue the files first: after a crash, those that a row still
-            # refers to are kept
+            # Before the record, because after a crash the files that a row
+            # still refers to are kept
             self.Model.msg.queue_for_removal(self.Model, 'msg', file_ids)
         count = self._record_each(each)
         for group in groups:
@@ -580,7 +584,7 @@ class Store:
         try:
             self.Model.finished(self.Model.browse([r.id for r in rows]))
         except Exception:
-            # The rows are recorded, and no error of the hook may undo that
+            # Not raised, because the rows are recorded by now
             logger.exception("error in the hook for finished emails")
 
     def _purge(self):
@@ -592,11 +596,11 @@ class Store:
 
 def _grouped(rows):
     "Return lists of rows that one statement records, and the other rows"
-    by_gist = collections.defaultdict(list)
+    by_key = collections.defaultdict(list)
     for row in rows:
-        by_gist[row.gist or row.id].append(row)
+        by_key[row.statement_key or row.id].append(row)
     groups, each = [], []
-    for group in by_gist.values():
+    for group in by_key.values():
         if len(group) > 1 or group[0].loses_message:
             groups.append(group)
         else:

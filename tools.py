@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """What several files need of SQL, clocks and transactions.
 
-Knows nothing of emails and imports no other file of the module.
+This file knows nothing of emails and imports no other file of the module.
 """
 import datetime as dt
 from contextlib import contextmanager, nullcontext
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class Tuple(Function):
-    "Several expressions that are compared as one: (a, b) > (1, 2)"
+    "Several expressions that are compared as a row: (a, b) > (1, 2)"
     __slots__ = ()
     _function = ''
 
@@ -27,9 +27,9 @@ class Tuple(Function):
 def utc_now():
     """Return the time of the database's clock, as naive UTC, for a query.
 
-    Not the ``CurrentTimestamp`` of trytond, because that is in the time zone
-    of the server on PostgreSQL, and stands still during a transaction on
-    SQLite.
+    It is not ``CurrentTimestamp``, because this function returns the time in
+    the time zone of PostgreSQL, and the same time during a whole transaction
+    on SQLite.
     """
     if backend.name == 'postgresql':
         return AtTimeZone(CurrentTimestamp(), 'UTC')
@@ -37,9 +37,10 @@ def utc_now():
 
 
 def moment():
-    """Return what :func:`utc_now` does, in whole seconds.
+    """Return the same as :func:`utc_now`, in whole seconds.
 
-    Clients show no parts of a second, and PostgreSQL would round up.
+    The parts of a second are cut off, because clients do not show them, and
+    PostgreSQL would round up.
     """
     if backend.name == 'postgresql':
         return DateTrunc('second', utc_now())
@@ -49,7 +50,7 @@ def moment():
 def database_time():
     """Return the time of the database's clock as a naive ``datetime`` in UTC.
 
-    On PostgreSQL it is asked for in the current transaction.
+    On PostgreSQL the current transaction asks for it.
     """
     if backend.name != 'postgresql':
         return dt.datetime.now()
@@ -61,10 +62,11 @@ def database_time():
 def locking(query, skip=True):
     """Let a query lock the rows that it selects, and return it.
 
-    Changes nothing on SQLite, where one transaction writes at a time.
+    The query is unchanged on SQLite, where only one transaction writes at a
+    time.
 
     :param skip: whether rows that another transaction has locked are left out.
-        Else the query waits for them.
+        Otherwise the query waits for the locks.
     """
     database = Transaction().database
     if database.has_select_for():
@@ -74,7 +76,7 @@ def locking(query, skip=True):
 
 
 def forget(transaction):
-    "Drop what the ORM has read, because SQL has changed it"
+    "Drop what the ORM has read, because SQL has changed the rows"
     for cache in transaction.cache.values():
         cache.clear()
 
@@ -84,12 +86,12 @@ def own_transaction(keep_context=False, **options):
     """Run in a new transaction of user 0, without checks of access.
 
     :param keep_context: whether the context of the caller's transaction is
-        kept. Else it is empty, as it is in a scheduled job.
-    :param options: those of ``Transaction.new_transaction``.
+        kept. Otherwise the context is empty, as in a scheduled job.
+    :param options: keywords of ``Transaction.new_transaction``.
     """
     with Transaction().new_transaction(**options) as transaction:
         context = (
             nullcontext() if keep_context else transaction.reset_context())
-        # The check last, because it is a part of the context
+        # ``without_check_access`` comes last, because it changes the context
         with transaction.set_user(0), context, without_check_access():
             yield transaction

@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """Decodes what others have encoded: bytes → text that a person reads.
 
-Each function takes linear time and raises no error, whatever it is given.
+Each function takes linear time, and raises no error for any text or bytes.
 """
 import binascii
 import codecs
@@ -10,14 +10,14 @@ import re
 
 import idna
 
-# In bytes, without the line end (RFC 5322 2.1.1)
+# The most bytes of a line, without the line end (RFC 5322 2.1.1)
 LINE_LENGTH = 998
 # Codecs of Python that are not charsets of messages; some of them take
 # quadratic time
 NO_CHARSETS = {
     'idna', 'mbcs', 'oem', 'punycode', 'raw_unicode_escape', 'undefined',
     'unicode_escape'}
-# Mail programs use these names of charsets for text that needs the larger
+# Mail programs use the charset on the left for texts that need the larger
 # charset on the right
 CHARSETS = {
     'ascii': 'cp1252', 'iso8859-1': 'cp1252', 'gb2312': 'gb18030',
@@ -45,7 +45,7 @@ def printable(text):
 
 
 def in_charset(data, charset):
-    """Return the text of bytes, with replacement characters where it is wrong.
+    """Return the text of bytes, with U+FFFD for what cannot be decoded.
 
     :param charset: the name of the charset in the message, None for no name.
     """
@@ -115,7 +115,7 @@ def _word_bytes(encoding, text):
 
 
 def from_base64(data):
-    "Return the bytes of base64, of broken base64 as many as can be decoded"
+    "Return the bytes in base64, or as many as can be decoded"
     data = data.translate(None, _not_base64)
     # A single character at the end has only six bits of a byte
     data = data[:-1] if len(data) % 4 == 1 else data
@@ -143,7 +143,7 @@ def with_domains(text):
 def shown_domain(domain):
     """Return a domain as people write it.
 
-    A domain stays in its ASCII form if what people would write encodes to
+    The domain stays in ASCII if the form for people would be encoded to
     another domain.
     """
     if 'xn--' not in domain.lower():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Measure the module, each figure beside its reference in the same run."""
+"""Measure the module: each figure beside its reference, in the same run."""
 import argparse
 import os
 import subprocess
@@ -24,14 +24,14 @@ SMALL, LARGE, HUGE = 2 * 1024, 200 * 1000, 20 * 1000 * 1000
 MANY = 4000
 MIB = 1024 * 1024
 QUIET = 0.1
-# Queues of Django's world, in an environment of their own
+# Django's queues, in an environment of their own
 PEERS = ROOT / '.cache' / 'peers'
 PEERS_PACKAGES = [
     'django-mailer ~= 2.3', 'django-post-office ~= 3.12', 'psycopg[binary]']
-# In how many parts a day is simulated
+# The number of parts of a simulated day
 PARTS = 10
-# The address of person number i, in SQL. The names consist of the same parts,
-# and half of the people share three domains.
+# The SQL of the address of person number i. The names consist of the same
+# parts, and half of the people share three domains.
 SYLLABLES = "(ARRAY['an', 'bel', 'cor', 'da', 'el', 'fra', 'ga', 'han', " \
     "'is', 'jo', 'ka', 'lu', 'ma', 'ni', 'ol', 'per', 'ro', 'sa', 'ti', " \
     "'ver'])[1 + i / %d %% 20]"
@@ -79,11 +79,11 @@ def difference(value, reference):
 
 
 class Void(Exception):
-    "Something else was measured than was meant"
+    "The measurement did not measure what it was meant to"
 
 
 class Bench:
-    "The servers, and ways to put them to work"
+    "The servers, and the ways to use them"
 
     def __init__(self, database, scheduler_databases, quick=False):
         self.database = database
@@ -188,8 +188,8 @@ def drain_4_peers(bench):
 
 
 def peer(bench, sink, count, way):
-    "Return in how many seconds a queue of Django's world does something"
-    # A new one for each
+    "Return in how many seconds one of Django's queues does something"
+    # A new database for each
     name = f'peer_{time.monotonic_ns()}'
     bench.database.server.createdb(name)
     with Program(
@@ -288,7 +288,7 @@ def restock(database, due, sent, later):
         first_attempt='scheduled_at', sent_at='scheduled_at',
         to_addrs=ADDRESS,
         resource="'res.user,' || i",
-        # As that of a sent one is after some days
+        # As old as sent emails are after some days
         msg='NULL')
     if not database.count('outbox'):
         database.fill(
@@ -304,10 +304,10 @@ def restock(database, due, sent, later):
 
 
 def growth(bench):
-    """Return what is asked of the big queue beside one with 2,000 rows.
+    """Return the times of queries on the big queue and on 2,000 rows.
 
-    The trigrams of the search box come last, since what waits for them is the
-    drain.
+    The trigrams of the search box come last, because the drain would have to
+    wait for them.
     """
     restock(bench.big, **bench.backlog)
     restock(bench.small, due=1000, sent=1000, later=0)
@@ -348,7 +348,9 @@ def task(bench):
 
 
 def tasks(database, later):
-    "Return the milliseconds of a worker's task beside what is for tomorrow"
+    """Return the milliseconds of a worker's task, with and without emails for
+    tomorrow
+    """
     database.execute('TRUNCATE email_queue CASCADE')
     database.fill(
         SMALL, later, msg="''::bytea",
@@ -385,7 +387,7 @@ def memory_huge(bench):
 
 
 def campaign(bench, count, way):
-    "Return what queueing so many emails in one transaction took"
+    "Return the time and memory of queueing so many emails in one transaction"
     bench.database.execute('TRUNCATE email_queue CASCADE')
     with bench.database.program(
             'campaign.py', count, SMALL, way) as program:
@@ -410,10 +412,12 @@ def campaign_memory(bench):
 
 
 def day(bench):
-    """Return the last part of a day beside the second: the size of table and
-    indexes after the daily job, and the time of a message at the end of it.
+    """Return the last part of a day beside the second part: the size of the
+    table and of its indexes after the daily job, and the time of a message at
+    the end of the part.
 
-    Each part queues, sends and cleans what was sent in the part before.
+    Each part queues and sends emails, and cleans what the part before has
+    sent.
     """
     database, count = bench.database, bench.number(50000)
     database.execute('TRUNCATE email_queue CASCADE')
@@ -437,7 +441,7 @@ def part(database, sink, count, started):
         at for at, number in result['recorded'] for _ in range(number)]
     last = min(8000, count // 2)
     milliseconds = 1e3 * (recorded[-1] - recorded[-1 - last]) / last
-    # As PostgreSQL itself does it several times in the hours of a part
+    # PostgreSQL itself does so several times in the hours of a part
     database.execute('VACUUM (ANALYZE) email_queue')
     with database.program('drain.py', 'clean', started) as program:
         program.go()
@@ -465,7 +469,7 @@ def bulk(bench):
 
 def bulk_peer(bench):
     # Bytes, because send_many stores subject and text as they are given, and
-    # makes a message of them when it is sent
+    # makes a message of them when it sends
     (value,), = bulk_queueing(bench, 'ready')
     with Sink() as sink:
         return [(value, MANY / peer(bench, sink, MANY, 'queue'))]
@@ -582,7 +586,7 @@ FIGURES = {
 
 
 def measure(name, bench, rounds):
-    "Return the cells of the lines of a figure, and whether they hold"
+    "Return the cells of the lines of a figure, and whether the limits hold"
     function, lines = FIGURES[name]
     pairs = []
     for number in range(rounds):
@@ -638,7 +642,7 @@ def install():
 
 
 def busy(seconds=1):
-    "Return the share of the processors that other programs use at present"
+    "Return the share of the processors that other programs use now"
     before = processors()
     time.sleep(seconds)
     total, idle = (b - a for a, b in zip(before, processors()))

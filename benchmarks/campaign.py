@@ -5,12 +5,13 @@
 
     campaign.py DATABASE COUNT SIZE WAY
 
-It says "ready", waits for a line, and prints as JSON the seconds of processor
-that it took, without PostgreSQL's, and its peak of memory in bytes:
+The program prints "ready", waits for a line, and prints as JSON the seconds of
+processor that it took, without those of PostgreSQL, and its peak of memory in
+bytes. WAY is how it queues the emails:
 
 generated  by queue_mails, from a generator
 captured   by trytond.sendmail, with capture
-singly     by queue_mail, one after another
+singly     by queue_mail, one email after another
 """
 import json
 import sys
@@ -53,7 +54,7 @@ def main(database, count, size, way):
     if way == 'captured':
         sendmail.capture()
     message, function = template(int(size)), globals()[way]
-    # What a process does once
+    # What each process does once
     with Transaction().start(database, 0) as transaction:
         function([parsed(message, 0)])
         transaction.rollback()
@@ -61,7 +62,7 @@ def main(database, count, size, way):
     if way == 'generated':
         messages = (numbered(message, i) for i in numbers)
     else:
-        # To make them is the caller's work
+        # Making the messages is the caller's work
         messages = [parsed(message, i) for i in numbers]
     print('ready', flush=True)
     sys.stdin.readline()

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Queue every message below a directory and say what would leave otherwise.
+"""Queue every message below a directory and print what would leave changed.
 
-    .venv/bin/python benchmarks/corpus.py DIRECTORY
+.venv/bin/python benchmarks/corpus.py DIRECTORY
 """
 import sys
 import time

@@ -6,11 +6,11 @@
     drain.py DATABASE send_all|scheduler|clean|tasks [SINCE]
 
 With SINCE, a monotonic time, "clean" deletes the emails that were sent before.
-It says "ready", waits for a line, and prints its results as JSON: when
-it started and ended, when how many emails had been recorded, its peak of
+The program prints "ready", waits for a line, and prints its results as JSON:
+when it started and ended, when how many emails had been recorded, its peak of
 memory, and the seconds of each task of a worker.
 It sends once before it is ready, so that its caches are as full as those of a
-process that is up for some time. So the queue must be empty at the start,
+process that runs for some time. So the queue must be empty at the start,
 except for the scheduler.
 """
 import json
@@ -56,7 +56,8 @@ def tasks(database, count=20):
 
 def peak():
     "Return the largest number of bytes that the process has had in memory"
-    # Unlike ru_maxrss it begins at this program, not at the one before exec
+    # Unlike ru_maxrss this number begins at this program, not at the program
+    # before exec
     status = Path('/proc/self/status').read_text()
     return int(re.search(r'VmHWM:\s*(\d+) kB', status)[1]) * 1024
 

@@ -1,13 +1,13 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The messages that are sent, the same by every way."""
+"""The messages that are sent, the same messages in every way."""
 import base64
 import random
 
 __all__ = ['FROM_ADDR', 'NUMBER', 'TO_ADDR', 'numbered', 'template']
 
 FROM_ADDR, TO_ADDR = 'shop@example.com', 'customer@example.com'
-# Its place is taken by the number of the message
+# The number of the message takes the place of this text
 NUMBER = '@@@@@@@@'
 HEADER = f"""\
 From: The Shop <{FROM_ADDR}>
@@ -27,7 +27,7 @@ Content-Type: application/pdf
 Content-Transfer-Encoding: base64
 
 """
-# Up to it a message is a text, beyond something that does not compress
+# Up to this size a message is a text; a larger message does not compress
 TEXT_SIZE = 10 * 1024
 
 
@@ -49,5 +49,5 @@ def template(size):
 
 
 def numbered(message, number):
-    "Return the message with its number instead of the place for it"
+    "Return the message with its number in the place for it"
     return message.replace(NUMBER.encode('ascii'), b'%08d' % number)

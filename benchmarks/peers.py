@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Let a queue of Django's world do the same, in an environment of its own.
+"""Let one of Django's queues do the same, in an environment of its own.
 
     peers.py URI PORT COUNT SIZE WAY
 
-URI is that of an empty database, PORT that of the SMTP server. It says
-"ready", waits for a line, and prints when it started and ended as JSON:
+URI is the URI of an empty database, PORT the port of the SMTP server. The
+program prints "ready", waits for a line, and prints as JSON when it started
+and ended. WAY is what it does:
 
 queue        queues COUNT emails by post_office's send_many, in a transaction
-post_office  sends COUNT queued ones by post_office, over four connections
-mailer       sends them by django-mailer, which has one connection
+post_office  sends COUNT queued emails by post_office, over four connections
+mailer       sends COUNT queued emails by django-mailer, over its connection
 """
 import json
 import logging
@@ -26,7 +27,7 @@ from django.db import transaction
 from messages import FROM_ADDR, TO_ADDR, numbered, template
 
 CONNECTIONS = 4
-# What each way has in its database, and how the sent ones are counted there
+# The tables of each way, and how its sent emails are counted
 APPS = {
     'queue': ['post_office'],
     'post_office': ['post_office'],
@@ -59,7 +60,7 @@ def configure(uri, port, count, apps):
         DEFAULT_AUTO_FIELD='django.db.models.AutoField',
         USE_TZ=True)
     django.setup()
-    # They log each email
+    # Both log each email
     logging.disable(logging.WARNING)
     call_command('migrate', verbosity=0)
 
@@ -79,7 +80,7 @@ def emails(size, count):
 def queue(size, count):
     from post_office import mail
 
-    # What has to be parsed here is not theirs
+    # The time for parsing the message here does not count
     arguments = list(emails(size, count))
 
     def work():

@@ -5,8 +5,8 @@
 
     proxy.py PORT SERVER-PORT SECONDS
 
-Each way takes SECONDS, however much is under way at the same time. Connecting
-itself takes no longer than without.
+Data takes SECONDS in each direction, however much is under way at the same
+time. Connecting takes no longer than without the proxy.
 """
 import collections
 import select
@@ -26,8 +26,8 @@ class Proxy:
         self.reading = [self.listener]
         self.peers = {}
         self.ended = set()
-        # A queue is enough: the delay is constant, so data is due in the order
-        # in which it has come
+        # A queue is enough, because the delay is constant, so that data is due
+        # in the order in which it has come
         self.under_way = collections.deque()
         # The data that a socket does not take at the moment
         self.stuck = {}
@@ -94,7 +94,7 @@ class Proxy:
         "Pass on that nothing more comes from the socket"
         peer = self.peers[sock]
         if peer in self.stuck:
-            # Not before what is on its way
+            # Not before the data that is on its way
             self.under_way.append(
                 (time.monotonic() + self.seconds, peer, b''))
             return

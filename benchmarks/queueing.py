@@ -1,21 +1,22 @@
 #!/usr/bin/env python3
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Time transactions of several kinds, one of each in turn.
+"""Time transactions of several kinds, one transaction of each kind in turn.
 
     queueing.py DATABASE COUNT SIZE KIND...
 
-It prints the seconds of each as JSON. The kinds:
+The program prints the seconds of each transaction as JSON. These kinds have
+one email or record:
 
 queue   queues an email of SIZE bytes
 create  creates one small record by the ORM
 core    sends the email by trytond.sendmail
 
-These queue thousands of emails in a transaction:
+These kinds queue thousands of emails in a transaction:
 
-singly    by one call each
-together  by one call for all
-ready     by one call for all, whose messages are bytes already
+singly    by a call for each email
+together  by one call for all emails
+ready     by one call for all emails, whose messages are bytes already
 captured  as trytond.sendmail has handed them over
 """
 import json
@@ -35,7 +36,7 @@ def queue(message):
 
 
 def create(message):
-    # A record of two texts and a reference whose creation triggers nothing
+    # A record with two texts and a reference, whose creation triggers nothing
     Pool().get('ir.error').create([{
                 'origin': 'ir.cron,1',
                 'message': "The server is in trouble",
@@ -67,7 +68,7 @@ def captured(messages):
         [(FROM_ADDR, [TO_ADDR], message) for message in messages])
 
 
-# How many emails their transactions queue: as in bench.py
+# How many emails each of their transactions queues, as in bench.py
 MANY = 4000
 MANY_KINDS = {singly, together, ready, captured}
 

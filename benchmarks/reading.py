@@ -5,13 +5,13 @@
 
     reading.py DATABASE COUNT
 
-It prints the seconds of each as JSON, a list by kind:
+The program prints the seconds of each query as JSON, a list for each kind:
 
 list    the first rows of the list, as many as the client shows
 tabs    the number of each tab, up to where the client stops counting
 id      the email with a Message-ID
 record  the emails about a record
-text    what is found for an address that is put in the search box
+text    the emails that the search box finds for an address
 health  the numbers of the queue's health
 """
 import json

@@ -26,10 +26,10 @@ TIMEOUT = 600
 
 
 class Program:
-    """One of the programs here, which waits for ``go`` when it is ready.
+    """A program of this directory, which waits for ``go`` when it is ready.
 
-    :param python: the interpreter that runs it.
-    :param configuration: of trytond, as SECTION__OPTION.
+    :param python: the interpreter that runs the program.
+    :param configuration: the configuration of trytond, as SECTION__OPTION.
     """
 
     def __init__(self, name, *args, python=sys.executable, **configuration):
@@ -64,7 +64,7 @@ class Program:
 
 
 def environment(**configuration):
-    "Return the environment with no configuration of trytond but this"
+    "Return the environment with this configuration of trytond and no other"
     environ = {
         name: value for name, value in os.environ.items()
         if not name.startswith('TRYTON')}
@@ -103,7 +103,7 @@ class Sink:
 
     @property
     def count(self):
-        "The number of messages that have arrived"
+        "Return the number of messages that have arrived"
         descriptor = self._counters.fileno()
         size = os.fstat(descriptor).st_size
         tail = os.pread(descriptor, 200, max(size - 200, 0))
@@ -112,7 +112,7 @@ class Sink:
 
 
 def wait_for(port):
-    "Wait until the port of 127.0.0.1 is listened on"
+    "Wait until something listens on the port of 127.0.0.1"
     for _ in range(200):
         try:
             socket.create_connection(('127.0.0.1', port)).close()
@@ -123,9 +123,9 @@ def wait_for(port):
 
 
 class Proxy(Program):
-    """A proxy before a server that makes it look distant.
+    """A proxy before a server, which makes the server look distant.
 
-    :param round_trip: the seconds of a round trip through it.
+    :param round_trip: the seconds of a round trip through the proxy.
     """
 
     def __init__(self, server, round_trip):
@@ -135,14 +135,14 @@ class Proxy(Program):
 
 
 class Database:
-    "A database of a server with the module and rows of messages"
+    "A database with the module and rows of messages"
 
     def __init__(self, server, name):
         self.server = server
         self.name = name
 
     def create(self, sizes):
-        "Create it for rows of messages of these sizes"
+        "Create the database for rows of messages of these sizes"
         self.server.createdb(self.name)
         with tempfile.NamedTemporaryFile('w') as password:
             password.write('benchmark')
@@ -203,7 +203,7 @@ class Database:
             f"'{NUMBER}', {number}), 'UTF8')",
             'message_id': f"replace(message_id, '{NUMBER}', {number})",
             'subject': f"replace(subject, '{NUMBER}', {number})",
-            # One after another, all due
+            # One row after another, all of them due
             'scheduled_at': "now() AT TIME ZONE 'UTC' - interval '1 day' "
             "+ i * interval '1 ms'",
             **values,
@@ -219,7 +219,7 @@ class Database:
             f"ORDER BY abs(size - {size}) LIMIT 1)")
 
     def index_texts(self):
-        "Give the search box its indexes, which need an extension"
+        "Make the indexes of the search box, which need an extension"
         if not self.execute(
                 "SELECT 1 FROM pg_extension WHERE extname = 'pg_trgm'"):
             self.execute('CREATE EXTENSION pg_trgm')

@@ -34,7 +34,7 @@ def main(database):
     Pool.start()
     Pool(database).init()
 
-    # The end of the transaction commits order and email together
+    # The end of the transaction commits the order and the email together
     with Transaction().start(database, 0):
         order(1, 'alice@example.com')
     print("Order 1 of alice@example.com: committed")
@@ -46,7 +46,7 @@ def main(database):
     except OutOfStock:
         print("Order 2 of bob@example.com: out of stock, rolled back")
 
-    # The address does not exist: the shop does not notice, the queue does
+    # The address does not exist: the queue notices this, the shop does not
     with Transaction().start(database, 0):
         order(3, 'nobody@example.com')
     print("Order 3 of nobody@example.com: committed")

@@ -18,7 +18,7 @@ SIZE = 1366, 768
 
 
 class Words(dict):
-    "What the clients show in a language, by the English of the programs"
+    "What the clients show in a language, by the English text of the programs"
 
     def __init__(self, language):
         modules = Path(trytond.__file__).parent / 'modules'
@@ -162,7 +162,7 @@ def desktop_copy(desktop, words):
     desktop.find(words["Waiting Emails"])
 
 
-# What to do for a picture, its name, and its size where it is not the usual
+# What to do for a picture, its name, and its size if that is not the usual one
 WEB = [
     (web_list, 'list', SIZE),
     (web_form, 'form', (1000, 720)),
@@ -177,7 +177,7 @@ DESKTOP = [
     (desktop_graph, 'desktop-graph', SIZE),
     (desktop_wizard, 'desktop-wizard', SIZE),
     ]
-# Only to be looked at
+# Pictures that the documentation does not show
 MORE_WEB = [
     (web_hours, 'hours', SIZE),
     (web_wizard, 'wizard', (1000, 640)),
@@ -223,7 +223,7 @@ def main():
 
 
 def open_client(args, site, size):
-    # Neither needs what the other does
+    # Neither of the two needs the packages of the other
     if args.client == 'web':
         from trytond.modules.email_queue.tests_web.webclient import Browser
         return Browser(site.url, *size)

@@ -9,7 +9,7 @@ from trytond.pool import Pool
 from trytond.transaction import Transaction
 
 DOMAIN = 'tinplate.example'
-# Who writes the invoices, and looks after no queue
+# The user who writes the invoices and does not look after the queue
 USER = 'clara'
 CUSTOMERS = {
     'hill': ("Hillside Nursery School", ['office@hillside.example']),
@@ -29,7 +29,7 @@ CUSTOMERS = {
     'friends': ("Friends of Tin", [
             f'member{number}@friends.example' for number in range(1, 301)]),
     }
-# Who is written to in German
+# The customers who get German emails
 GERMAN = {'becker', 'krüger', 'hobby'}
 # What the mail servers of the customers say to an address at a step
 ANSWERS = {
@@ -106,7 +106,7 @@ HTML = """\
 <img src="https://{domain}/opened.gif" width="1" height="1">
 </body></html>
 """
-# What is sent on any of the days before
+# The emails of each of the days before
 DAYS = 28
 KINDS_OF_DAY = {
     'order': ['hill', 'marsh', 'petit', 'okafor', 'club'],
@@ -115,8 +115,8 @@ KINDS_OF_DAY = {
     'reminder': ['petit', 'marsh', 'club', 'hughes'],
     'password': ['okafor', 'marsh'],
     }
-# Hours ago, kind, customer, number, and the state where it is not the job that
-# decides
+# Hours ago, kind, customer, number, and the state if the job does not decide
+# it
 EMAILS = [
     (76, 'order', 'hill', 'SO-1182'),
     (75.8, 'invoice', 'hill', '2026-0731'),
@@ -166,15 +166,15 @@ def answer(session, step):
 
 
 def fill(site):
-    "Have the emails of some weeks in the queue of the site"
-    # The pictures should change only where the client does
+    "Let the queue of the site have the emails of some weeks"
+    # The pictures should change only where the client changes
     chance = random.Random(DOMAIN)
     user = site.create_user(
         USER, name="Clara Finch", email=f'{USER}@{DOMAIN}')
     with site.transaction():
         parties = create_parties()
     emails = []
-    # Only the user is told of what fails
+    # Only the user is notified of what fails
     for user, rows in [(0, earlier(chance)), (user, EMAILS)]:
         with site.transaction(user):
             emails += [
@@ -184,7 +184,7 @@ def fill(site):
     with site.transaction():
         for email, _, *state in emails:
             if state:
-                # So that the job leaves it alone
+                # So that the job leaves the email alone
                 email = type(email)(email.id)
                 email.state = 'cancelled'
                 email.save()
@@ -195,7 +195,7 @@ def fill(site):
 
 
 def earlier(chance):
-    "Yield the emails of the days before the last ones"
+    "Yield the emails of all days but the last three"
     number = 700
     for day in range(DAYS, 3, -1):
         weekday = (dt.date.today() - dt.timedelta(days=day)).weekday()
@@ -261,7 +261,7 @@ def queue(party, chance, ago, kind, customer, number):
             maintype=maintype, subtype=subtype,
             filename=attachment.format(number=number))
     if kind == 'invoice':
-        # As the client does for what a user sends
+        # As the client does for emails that a user sends
         archived = Email.from_message(
             msg, resource=party, body=f'<p>{text}</p>')
         archived.save()
@@ -278,7 +278,7 @@ def christmas():
 
 
 def move(email, ago, state=None):
-    "Move an email to the past, but not when its next attempt is due"
+    "Move an email to the past, but not if its next attempt is due"
     names = ['create_date', 'write_date', 'first_attempt', 'sent_at']
     values = {'state': state or email.state}
     if state == 'scheduled':

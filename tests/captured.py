@@ -1,13 +1,13 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""A plugin of pytest: the tests of other modules with this one activated.
+"""A plugin of pytest: the tests of other modules with this module activated.
 
     TRYTOND_EMAIL_QUEUE__CAPTURE=True pytest \\
         -p trytond.modules.email_queue.tests.captured \\
         --pyargs trytond.modules.notification_email.tests
 
-All of them are activated in each database, so that the cache needs one only.
-The further modules that the tests ask for are left out.
+All these modules are activated in each database, so that the cache needs only
+one database. Further modules that the tests ask for are left out.
 """
 from trytond.tests import test_tryton, tools
 
@@ -40,7 +40,7 @@ tools.activate_modules = activate_all_by_client
 
 
 def pytest_collection_modifyitems(config, items):
-    "Leave out what trytond tests of the other modules, without an email"
+    "Leave out the tests that trytond has for every module, but of this one"
     Any = test_tryton.ModuleTestCase
     general = {name for name in dir(Any) if name.startswith('test')}
     left_out = [

@@ -14,7 +14,8 @@ from trytond.tests.test_tryton import activate_module, with_transaction
 
 __all__ = ['LOCALE', 'MODULES', 'key', 'template']
 
-# With those that the module adds fields to where they are there
+# The modules whose models this module extends are activated, too, if they are
+# installed
 MODULES = ['email_queue', 'inbound_email', 'party', 'web_user']
 LOCALE = Path(__file__).resolve().parent.parent / 'locale'
 
@@ -24,11 +25,11 @@ def key(entry):
 
 
 def template():
-    "Return what there is to translate, as trytond exports it"
+    "Return the texts to translate, as trytond exports them"
     pool = Pool()
     Set = pool.get('ir.translation.set', type='wizard')
     Translation = pool.get('ir.translation')
-    # Views are there only after it
+    # The views are in the pool only after it is initialised
     session, *_ = Set.create()
     Set(session).transition_set_()
     catalogue = polib.pofile(
@@ -37,14 +38,14 @@ def template():
     for entry in catalogue:
         entry.msgstr = ''
         if entry.msgid_plural:
-            # All languages here have two forms
+            # All languages of the module have two plural forms
             entry.msgstr_plural = {0: '', 1: ''}
     return catalogue
 
 
 @with_transaction()
 def update(path):
-    "Write the catalogue anew, with the translations that it has"
+    "Write the catalogue anew, and keep the translations that it has"
     translations = {
         key(entry): entry for entry in polib.pofile(path)
         if entry.translated()}

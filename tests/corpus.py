@@ -10,11 +10,12 @@ from ..address import Invalid
 from ..mime import prepare
 
 HOST = 'host.example.com'
-# The module adds or drops them, or encodes what follows in another way
+# The fields that the module adds or removes, or that name another encoding
+# after it has encoded the body
 OWN = {
     'bcc', 'resent-bcc', 'return-path', 'content-length', 'message-id',
     'date', 'content-transfer-encoding'}
-# Of each kind, for a Python that comes without its tests
+# One message of each kind, for a Python that is installed without its tests
 WRITTEN = {
     'plain': b'From: a@example.com\nSubject: x\n\nHello\n',
     'no header': b'Hello\n',
@@ -61,10 +62,10 @@ WRITTEN = {
 
 
 def messages(directory=None):
-    """Yield name and bytes of messages.
+    """Yield the names and bytes of messages.
 
-    Without a directory, those that come with the tests of Python, where they
-    are installed, and some of each kind.
+    Without a directory, these are some messages of each kind, and the messages
+    that come with the tests of Python where these are installed.
     """
     if directory is None:
         yield from WRITTEN.items()
@@ -81,8 +82,8 @@ def messages(directory=None):
 def compare(data):
     """Queue a message in each form and return what has changed, as words.
 
-    Bytes must leave as they are; as a ``Message`` the tree of parts, their
-    fields and their contents must be those that a reader sees.
+    Bytes must leave as they are. As a ``Message``, the tree of parts, their
+    fields and their contents must be what a reader sees.
     """
     return [*_compare_bytes(data), *(
             f'{type(policy).__name__}: {words}'
@@ -133,7 +134,7 @@ def _content(part, encoding):
     if part.is_multipart():
         return None
     if encoding.lower().strip() == 'base64':
-        # What is not of its alphabet has no meaning
+        # Bytes that are not of the alphabet of base64 have no meaning
         payload = part._payload.encode('ascii', 'ignore')
         return b''.join(payload.split())
     content = part.get_payload(decode=True) or b''

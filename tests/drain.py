@@ -1,10 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""A program that starts senders, one for every line that it reads.
+"""A program that starts senders: one sender for each line that it reads.
 
-Each is a process of its own, forked from this one so that it is there at
-once. It tells "started PID" and, unless it is killed, "ended PID SENT
-BYTES".
+Each sender is a process of its own, forked from this process, so that it
+starts at once. It prints "started PID" and, unless it is killed, "ended PID
+SENT BYTES".
 """
 import datetime as dt
 import logging
@@ -20,7 +20,7 @@ from trytond.transaction import Transaction
 
 from .. import run, sender, slot, store
 
-# Whoever sends to it dies
+# An email to this address kills the process of its sender
 KILLER = 'killer@example.com'
 
 
@@ -33,7 +33,7 @@ def main(database, orphaned, busy=None):
     Pool.start()
     with Transaction().start(database, 0, readonly=True):
         Pool(database).init()
-    # Who is not waited for leaves no zombie
+    # So that a process that nobody waits for leaves no zombie
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     tell('ready')
     for _ in sys.stdin:
@@ -69,7 +69,7 @@ def deadly(deliver):
 
 
 class Counter(logging.Handler):
-    "The number of emails that the lines of a run tell"
+    "Adds up the numbers of emails in the log lines of a run"
     sent = 0
 
     def emit(self, record):
@@ -78,7 +78,7 @@ class Counter(logging.Handler):
 
 
 def tell(*words):
-    # One write is one line, whoever else writes
+    # One write for a line, because other processes write, too
     os.write(1, f"{' '.join(map(str, words))}\n".encode())
 
 

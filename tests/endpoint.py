@@ -50,10 +50,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Endpoint:
-    """It gives ``TOKEN-1``, ``TOKEN-2`` … to who knows the secret.
+    """An endpoint that gives ``TOKEN-1``, ``TOKEN-2`` … to who knows the
+    secret.
 
     ``script`` is the name of a method ``answer_…`` that answers instead.
-    :meth:`good` tells whether a token was given and not taken back.
+    :meth:`good` says whether a token was given and not taken back.
     """
     secret = 'c1ient~s3cr3t/with+signs='
     token = 'TOKEN-{}-0123456789abcdefghij'
@@ -108,12 +109,12 @@ class Endpoint:
         return f'{scheme}://127.0.0.1:{self.port}/tenant/token'
 
     def good(self, user, token):
-        "Whether the token is one to log in with"
+        "Return whether a login with the token is accepted"
         self.users.add(user)
         return token in self.tokens and token not in self.bad
 
     def take_back(self):
-        "Let no token that was given so far be good any more"
+        "Make all tokens that were given so far invalid"
         self.bad.update(self.tokens)
 
     def asked(self, handler, form):
@@ -147,7 +148,7 @@ class Endpoint:
                 'error_codes': [7000222]})
 
     def answer_echo(self, handler, form):
-        "An error that repeats all that was sent"
+        "Answer with an error that repeats all that was sent"
         handler.answer(400, {
                 'error': 'invalid_request',
                 'error_description': f'you sent {form} {list(form.values())}'})
@@ -156,7 +157,7 @@ class Endpoint:
         self._over.wait()
 
     def answer_drip(self, handler, form):
-        "One byte after the other, of a header that has no end"
+        "Send byte after byte of a header that has no end"
         handler.wfile.write(b'HTTP/1.1 200 OK\r\nX-Drip: ')
         while not self._over.wait(.02):
             handler.wfile.write(b'x')

@@ -27,7 +27,7 @@ STATES = [s for s, _ in EmailQueue.state.selection]
 
 
 class RPCError(Exception):
-    "The error of an answer: its name and what the client shows"
+    "The error in an answer: its name, and what the client shows"
 
     @property
     def name(self):
@@ -35,7 +35,7 @@ class RPCError(Exception):
 
 
 class Session:
-    "A user who is logged in"
+    "The session of a user who is logged in"
 
     def __init__(self, login):
         self.login = login
@@ -47,7 +47,7 @@ class Session:
         self._headers['Authorization'] = f'Session {token.decode()}'
 
     def __call__(self, method, *params):
-        "Return the result of a method, as ``model.MODEL.METHOD``"
+        "Call a method, such as ``model.MODEL.METHOD``, and return its result"
         response = self._client.post(
             f'/{quote(DB_NAME)}/rpc/',
             headers=self._headers,
@@ -74,16 +74,16 @@ class Session:
 
 
 class RPCTestCase(QueueTestCase):
-    """Three users with a session each.
+    """Tests with three users, each of whom has a session.
 
     ``administrator`` has all rights that Tryton itself gives, ``postmaster``
-    is in the group of the module, ``clerk`` in none.
+    is in the group of the module, ``clerk`` is in no group.
     """
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        # Six hashes by the usual one take half a second
+        # A quick hash, because six hashes of the usual kind take half a second
         quick = Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)
         cls.enter(patch.multiple(
                 PASSWORD_HASH, hashers=[quick], current_hasher=quick))
@@ -92,7 +92,7 @@ class RPCTestCase(QueueTestCase):
             User = pool.get('res.user')
             ModelData = pool.get('ir.model.data')
             group = ModelData.get_id('email_queue.group_email_queue')
-            # Administrators pass the access of every model in 8.2 only
+            # Only in 8.2 administrators pass the access rights of every model
             cls.has_bypass = 'administrator' in User._fields
             for login, groups in [
                     ('admin', None), ('postmaster', [group]), ('clerk', [])]:
@@ -119,7 +119,7 @@ class RPCTestCase(QueueTestCase):
         return [s for s in self.sessions if s not in self.readers]
 
     def queue_each_state(self):
-        "Queue an email for each state and return the ids by state"
+        "Queue an email for each state and return the ids by the state"
         ids = {}
         for state in STATES:
             ids[state] = self.queue(

@@ -1,8 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""A wire to a server of 127.0.0.1 that can be cut, as a network is.
+"""A wire to a server of 127.0.0.1 that can be cut, as a network can be.
 
-While it is cut nothing passes in either way, and nobody is told.
+While the wire is cut, nothing passes in either direction, and neither end is
+told.
 """
 import selectors
 import socket
@@ -23,7 +24,8 @@ class Wire:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.RLock()
         self._peers = {}
-        # The ends at servers that know nothing
+        # The sockets to the server, which does not learn that the client is
+        # gone
         self._lost = []
         self._is_cut = self._is_over = False
 
@@ -50,7 +52,7 @@ class Wire:
             self._is_cut = False
 
     def drop_clients(self):
-        "Let the clients find their connections lost, but not the server"
+        "Close the connections of the clients, while the server learns nothing"
         with self._lock:
             for client in list(filter(self._is_client, self._peers)):
                 self._lost.append(self._peers[client])

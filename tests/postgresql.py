@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""A PostgreSQL server of one's own, for tests, demo and benchmarks.
+"""A PostgreSQL server of its own for tests, demo and benchmarks.
 
-It needs nothing but the programs of PostgreSQL, neither trytond nor pytest.
-Run as a script it says where it finds them.
+It needs only the programs of PostgreSQL, neither trytond nor pytest. Run as a
+script, this file prints where it finds the programs.
 """
 import os
 import random
@@ -22,7 +22,7 @@ class PostgreSQLError(Exception):
 
 
 def bin_directory():
-    "Return the directory of initdb, of the newest PostgreSQL that is there"
+    "Return the directory of the newest initdb that is installed"
     # Debian keeps initdb and pg_ctl out of the PATH
     directories = sorted(
         Path('/usr/lib/postgresql').glob('*/bin'),
@@ -38,8 +38,9 @@ def bin_directory():
 
 def free_port():
     "Return a port of 127.0.0.1 that nobody listens on"
-    # Below the range from which the kernel takes the ports of clients: there
-    # a client may get the server's port while the server is down.
+    # Below the range from which the kernel takes the ports of clients, because
+    # a client could otherwise get the port of the server while the server is
+    # down
     while True:
         port = random.randrange(20000, 32000)
         with socket.socket() as sock:
@@ -53,9 +54,9 @@ def free_port():
 class PostgreSQL:
     """A server with a new data directory, until the end of the with block.
 
-    :param durable: whether what is committed must survive a power failure, as
-        benchmarks need it; without, it only survives a crash of the server
-    :param settings: further settings of postgresql.conf
+    :param durable: whether a commit must survive a power failure, as the
+        benchmarks need it. Otherwise it survives a crash of the server only.
+    :param settings: further settings of postgresql.conf.
     """
 
     def __init__(self, durable=False, **settings):
@@ -83,7 +84,7 @@ class PostgreSQL:
 
     @property
     def pid(self):
-        "The process of the server, None while it is down"
+        "The id of the server's process, None while the server is down"
         try:
             return int((self.data / 'postmaster.pid').read_text().split()[0])
         except FileNotFoundError:
@@ -112,7 +113,8 @@ class PostgreSQL:
             if self.pid:
                 self.stop('immediate')
         except PostgreSQLError:
-            # A test has killed it: the file with its pid stays behind
+            # If a test has killed the server, the file with the pid stays
+            # behind
             pass
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -125,8 +127,8 @@ class PostgreSQL:
     def stop(self, mode='fast'):
         """Stop the server.
 
-        :param mode: "smart" waits for the clients to leave, "fast"
-            disconnects them, "immediate" is a crash
+        :param mode: "smart" waits for the clients to leave, "fast" disconnects
+            them, "immediate" is a crash
         """
         self._run(
             'pg_ctl', '--pgdata', self.data, '--mode', mode, '--wait', 'stop')

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What the tests of senders in processes of their own have in common."""
+"""What tests with senders in processes of their own have in common."""
 import datetime as dt
 import os
 import sqlite3
@@ -27,8 +27,8 @@ ORPHANED_SECONDS = 3
 class Senders:
     """A program that forks senders.
 
-    :param busy: the seconds that they wait for a locked database.
-    :param options: of the section email_queue of the configuration.
+    :param busy: how many seconds the senders wait for a locked database.
+    :param options: the options of the section email_queue.
     """
 
     def __init__(self, database, uri=None, busy='', **options):
@@ -79,12 +79,12 @@ class Senders:
         return self._started[before:]
 
     def join(self, *pids):
-        "Wait for the end of senders and return what each has sent"
+        "Wait for the end of the senders and return what each has sent"
         self._wait_for(lambda: set(pids) <= self.sent.keys())
         return [self.sent[p] for p in pids]
 
     def end(self, pid, timeout=60):
-        "Wait until a sender is gone and return whether it was not killed"
+        "Wait until a sender is gone and return whether it ended by itself"
         end = time.monotonic() + timeout
         while Path(f'/proc/{pid}').exists():
             assert time.monotonic() < end
@@ -125,7 +125,7 @@ class ProcessTestCase(QueueTestCase):
         copy.close()
 
     def recovered(self):
-        "Let nobody wait for the time after which a row is orphaned"
+        "Let nobody wait until a row counts as orphaned"
         if backend.name == 'sqlite':
             t = Table('email_queue')
             with Transaction().start(self.database, 0) as transaction:
@@ -134,11 +134,11 @@ class ProcessTestCase(QueueTestCase):
                         where=t.state == 'sending'))
 
     def unrecorded(self, start):
-        """Return how many that arrived are not recorded as sent.
+        """Return how many emails have arrived and are not recorded as sent.
 
-        :param start: the number of those that had arrived before.
+        :param start: how many emails had arrived before.
         """
-        # What the dead one had transmitted arrives nevertheless
+        # What the dead sender had transmitted still arrives
         self.server.wait_until(lambda: not self.server.open_sessions)
         sent = {
             message_id for message_id, state in self.rows(

@@ -3,7 +3,8 @@
 # this repository contains the full copyright notices and license terms.
 """Run the tests on each database and series of trytond, and check the style.
 
-The virtual environments must be there: "make test" makes them and calls this.
+"make test" makes the virtual environments, which must exist, and calls this
+program.
 """
 import argparse
 import hashlib
@@ -32,31 +33,32 @@ CHECKS = [
     'postgresql', 'sqlite-8.0', 'engine', 'servers', 'modules', 'sqlite',
     'modules-8.0', 'plain', 'flake8', 'isort']
 TESTS = 'trytond.modules.email_queue.tests'
-# They need no database, so they need not run with each
+# These tests need no database, so they run only once
 PLAIN = [
     'test_bounce', 'test_decode', 'test_given', 'test_linear', 'test_message',
     'test_names', 'test_opening', 'test_policy', 'test_smtp', 'test_smtpd']
-# On PostgreSQL these take as long as all others, so they run beside them in
-# two databases of their own
+# On PostgreSQL these tests take as long as all others, so they run at the same
+# time, in two databases of their own
 ENGINE = [
     'test_crash', 'test_operating', 'test_record', 'test_store', 'test_worker']
 SERVERS = [
     'test_fault', 'test_oauth', 'test_send', 'test_sender', 'test_servers']
-# What mail servers and endpoints say is the same on SQLite
+# What mail servers and endpoints say does not depend on the database, so these
+# tests do not run on SQLite
 ANSWERS = ['test_fault', 'test_oauth']
 # The tests run on PostgreSQL with trytond 8.2 and on SQLite with 8.0, so that
-# each is run with both. What a pair of the two could break of its own is in
-# these.
+# each database and each series is tested. These modules test what only the
+# other pairs could break.
 PAIR = [
     'test_database', 'test_module', 'test_sender', 'test_store']
-# These run on SQLite with both series, as they are the same on PostgreSQL: who
-# may call what is decided before anything is asked of the database, and a
-# catalogue is compared with the code.
+# These run on SQLite with both series and not on PostgreSQL, because who may
+# call what is decided before the database is asked, and a catalogue is
+# compared with the code
 SERIES = ['test_border', 'test_locale']
-# The emails of other modules
+# The modules whose emails are captured
 OWN_MODULES = [f'{TESTS}.test_inbound', f'{TESTS}.test_modules']
-# Their own tests with these captured. What trytond tests of any module needs
-# them, too, and to activate them once more takes long on PostgreSQL.
+# Their own tests, run while their emails are captured. test_module needs
+# further modules, too, which take long to be activated on PostgreSQL.
 MODULES = OWN_MODULES + [
     f'{TESTS}.test_module',
     'trytond.modules.account_dunning_email.tests',
@@ -75,12 +77,12 @@ OUTCOMES = {
     'skipped': 'skipped',
     'xfailed': 'skipped',
     }
-# Ten minutes are usual for all, but not on a machine that is busy
+# All tests usually take less than ten minutes, but longer on a busy machine
 TIMEOUT = 25 * 60
 
 
 class Check:
-    "A command in a process group of its own; its output goes to a file"
+    "A command in a process group of its own, whose output goes to a file"
     process = None
     started = ended = None
     timed_out = False
@@ -115,7 +117,7 @@ class Check:
         return False
 
     def kill(self):
-        "Kill also what the command has started and left behind"
+        "Kill the command, and whatever it has started and left behind"
         if self.process:
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -124,7 +126,7 @@ class Check:
             self.process.wait()
 
     def show(self):
-        "Print what the command has printed since the last time"
+        "Print the output of the command since the last call"
         with self.log.open('rb') as log:
             log.seek(self.position)
             sys.stdout.buffer.write(log.read())
@@ -177,7 +179,7 @@ class Tests(Check):
         environ = {
             key: value for key, value in os.environ.items()
             if not key.startswith(('TRYTOND_', 'DB_', 'COVERAGE_'))
-            # Each program would compile the module again
+            # Otherwise each program would compile the module again
             and key != 'PYTHONDONTWRITEBYTECODE'}
         environ.update(
             PATH=os.pathsep.join([str(bin_), os.environ['PATH']]),
@@ -191,7 +193,7 @@ class Tests(Check):
 
     @property
     def counts(self):
-        "The numbers in the last line of pytest"
+        "Return the numbers in the last line of pytest"
         counts = Counter()
         if self.ended:
             lines = self.log.read_text(errors='replace').splitlines() or ['']
@@ -199,7 +201,7 @@ class Tests(Check):
                 if outcome in OUTCOMES:
                     counts[OUTCOMES[outcome]] += int(number)
         if not self.passed and not counts['failed']:
-            # It broke off
+            # pytest has ended before its last line
             counts['failed'] = 1
         return counts
 
@@ -249,7 +251,9 @@ class OwnModulesTests(ModulesTests):
 
 
 def db_cache(name, venv, patterns):
-    "Return the directory for databases of just these modules and files"
+    """Return the directory for databases that were activated with these very
+    files and with the modules of a virtual environment
+    """
     digest = hashlib.sha256(str((venv / 'stamp').stat().st_mtime_ns).encode())
     for pattern in patterns:
         for path in sorted(ROOT.glob(pattern)):
@@ -263,7 +267,7 @@ def db_cache(name, venv, patterns):
 
 
 def run(checks, jobs):
-    "Run as many at once as there are jobs, and print them one after another"
+    "Run as many checks at once as there are jobs, and print one after another"
     waiting = list(checks)
     for check in checks:
         print(f"\n==== {check.name} ====", flush=True)
@@ -308,7 +312,7 @@ def main():
     chosen = args.checks or CHECKS
     options = shlex.split(args.pytest)
     bin_ = VENVS['8.2'] / 'bin'
-    # Without this a kill leaves the server behind
+    # Otherwise a kill would leave the server behind
     for number in [signal.SIGTERM, signal.SIGHUP]:
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
@@ -326,8 +330,8 @@ def main():
             os.environ['PATH'] = os.pathsep.join(
                 [str(server.bin), os.environ['PATH']])
             on_server['uri'] = server.uri
-        # Those that take longest are first; of these, engine and servers wait
-        # for other processes more than they compute
+        # The checks that take longest come first; of these, engine and servers
+        # wait for other processes more than they compute
         for name, class_, keywords in [
                 ('postgresql', PostgreSQLTests, traced | on_server),
                 ('sqlite-8.0', SQLiteTests, {

@@ -1,9 +1,9 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""A real SMTP server for tests: the answer is in the name of the address.
+"""A real SMTP server for tests: the address says what the server answers.
 
-A local part ``STEP-ACTION`` tells what the server does at that step of the
-transaction, anything else is accepted::
+A local part ``STEP-ACTION`` says what the server does at this step of the SMTP
+transaction; any other address is accepted::
 
     rcpt-550@example.com                    550 to this RCPT
     rcpt-550-5.2.2-mailbox-full.7@...       "550 5.2.2 mailbox full", the 7th
@@ -11,9 +11,10 @@ transaction, anything else is accepted::
     data-close@...                          closes instead of answering DATA
     rcpt-451x1+dot-554@...                  several steps in one name
 
-STEP is ``mail`` (of the sender only), ``rcpt``, ``data``, ``body`` (in the
-middle of the data; then the connection is reset) or ``dot``. The sender's name
-counts first, except that a recipient's own name decides about its RCPT.
+STEP is ``mail`` (in the sender's address only), ``rcpt``, ``data``, ``body``
+(in the middle of the data; then the connection is reset) or ``dot``. The
+sender's address counts first, but the RCPT of a recipient is decided by the
+recipient's own address.
 
 ACTION is ``(CODE|FAULT)[xTIMES][-ENHANCED][-words][-FLAG][.anything]``:
 
@@ -22,13 +23,13 @@ ACTION is ``(CODE|FAULT)[xTIMES][-ENHANCED][-words][-FLAG][.anything]``:
   or the server goes, ``trickle`` and ``split`` (the good reply byte by byte,
   or in two segments), ``cut`` (half of it, then closed), ``endless`` and
   ``multi-endless`` (a line, or lines, without end), ``garbage``;
-- TIMES: only the first so many times that the server sees step and address;
+- TIMES: only the first TIMES that the server sees this step and address;
 - FLAG: ``close`` or ``reset`` after the reply; ``taken``: the mail is taken
-  though its dot gets no 2xx.
+  although its dot gets no 2xx.
 
-``script`` takes the same actions, before any name, for every step, also
-greeting, ehlo, helo, starttls, auth, rset, noop and quit. There the text may
-stand as it is: ``{'rcpt': '554 5.7.1 Relay access denied'}``.
+``script`` takes the same actions for every step, also greeting, ehlo, helo,
+starttls, auth, rset, noop and quit, and counts before any address. Its text
+may be the reply itself: ``{'rcpt': '554 5.7.1 Relay access denied'}``.
 """
 import argparse
 import ast
@@ -54,7 +55,7 @@ from urllib.parse import quote
 __all__ = ['Action', 'Mail', 'Server', 'make_certificates', 'read_log']
 
 BATCH = 1024  # bytes of replies that wait for the end of the input
-BUFFER = 64 * 1024  # bytes of input from which on it stops reading
+BUFFER = 64 * 1024  # bytes of input after which the connection stops reading
 MAX_LINE = 1000  # bytes of a line of data, with its CRLF
 MAX_COMMAND = {  # bytes, with what extensions add; 512 for all others
     'AUTH': 12288,
@@ -110,18 +111,18 @@ REPLIES = {
 
 
 class Mail(NamedTuple):
-    "A mail that the server took"
+    "A mail that the server has taken"
     from_addr: str  # '' for the null sender
-    to_addrs: tuple  # those accepted
+    to_addrs: tuple  # the accepted recipients
     data: bytes  # without dot-stuffing, with the last CRLF
     mail_options: tuple  # as sent: ('SIZE=12', 'BODY=8BITMIME')
     rcpt_options: dict  # {address: options}
-    session: int  # number of the session, from 1
-    time: float  # of the monotonic clock
+    session: int  # the number of the session, from 1
+    time: float  # by the monotonic clock
 
     @property
     def message_id(self):
-        "Content of the header Message-ID, or None"
+        "The content of the field Message-ID, or None"
         match = re.search(
             rb'^Message-ID:\s*(.*?)\s*$',
             self.data.partition(b'\r\n\r\n')[0], re.I | re.M)
@@ -139,7 +140,7 @@ class Action(NamedTuple):
     @classmethod
     @functools.lru_cache(1024)
     def parse(cls, name):
-        "The action of that name, None if there is none"
+        "Return the action of a name, None if it names none"
         if not (match := ACTION.fullmatch(name)):
             return
         words = (match['words'] or '').replace('-', ' ').strip()
@@ -151,7 +152,7 @@ class Action(NamedTuple):
 
     @property
     def takes(self):
-        "Whether a mail is taken where this happens at the dot"
+        "Return whether the mail is taken if this happens at the dot"
         if self.fault:
             good = self.fault in {'trickle', 'split'}
         else:
@@ -161,7 +162,7 @@ class Action(NamedTuple):
 
 @functools.lru_cache(4096)
 def actions_of(address):
-    "The action of each step that an address names"
+    "Return the action of each step that an address names"
     actions = {}
     for part in address.rpartition('@')[0].strip('"').split('+'):
         step, _, name = part.partition('-')
@@ -177,7 +178,7 @@ def is_good(code):
 
 @functools.lru_cache(1024)
 def wire(code, text, enhanced=True):
-    "The bytes of a reply, one line for each of the text"
+    "Return the bytes of a reply, one line for each line of the text"
     if not enhanced:
         text = ENHANCED.sub('', text)
     *lines, last = text.split('\n')
@@ -190,11 +191,14 @@ class Gone(Exception):
 
 
 class Refusal(Exception):
-    "Code and text of the reply"
+    "The code and the text of the reply"
 
 
 class Connection(asyncio.Protocol):
-    "The bytes of one session; what its peer does not read stops its reading"
+    """The bytes of one session.
+
+    If the peer does not read its replies, the connection stops reading.
+    """
 
     def __init__(self, server):
         self.server = server
@@ -242,8 +246,9 @@ class Connection(asyncio.Protocol):
             self._arrived.set_result(None)
 
     async def more(self):
-        "Wait for more input, with all replies sent"
-        # Some may arrive while the client takes its time over the replies
+        "Wait for more input, after all replies are sent"
+        # Some bytes may arrive while the client takes its time over the
+        # replies
         size = len(self.input)
         await self.flush()
         self.waited = True
@@ -271,7 +276,7 @@ class Connection(asyncio.Protocol):
         return taken
 
     async def put(self, reply):
-        "Send a reply, at the latest when there is no input any more"
+        "Put a reply, which is sent at the latest when there is no more input"
         self.output += reply
         if len(self.output) > BATCH:
             await self.flush()
@@ -306,12 +311,12 @@ class Session(Connection):
         self.meet()
 
     def meet(self, name='', offers=None):
-        "The session begins, or begins again"
+        "Begin the session, or begin it again"
         self.helo, self.offers = name, offers or {}
         self.forget()
 
     def forget(self):
-        "The transaction is over"
+        "End the transaction"
         self.from_addr = None
         self.attempted = False
         self.address = ''
@@ -383,7 +388,7 @@ class Session(Connection):
             'violations', f"session {self.number}: {text}: {self.command!r}")
 
     def wrong(self, code, text):
-        "The refusal of what no client may do"
+        "Return the refusal of what no client may do"
         self.violation(text)
         return Refusal(code, text)
 
@@ -400,7 +405,7 @@ class Session(Connection):
             self.violation("input after what must be the last of a group")
 
     def check_data(self, data):
-        "Note what is wrong with the data, refuse what has to be refused"
+        "Note what is wrong with the data, and refuse what has to be refused"
         server = self.server
         lines = data.count(b'\r\n')
         bare_lf, bare_cr = data.count(b'\n') - lines, data.count(b'\r') - lines
@@ -430,13 +435,14 @@ class Session(Connection):
     # What the server says
 
     async def reply(self, code, text=''):
-        "Reply as the state of the session wants"
+        "Reply as the state of the session demands"
         await self.perform(Action(), '', code, text)
 
     async def answer(self, step, code, text='', addresses=()):
-        """Reply as script and names want, or else by code.
+        """Answer as the script and the names say, otherwise by ``code``.
 
-        Give the code of the reply, 0 where it was none."""
+        Return the code of the reply, 0 if there is none.
+        """
         action = self.server.action(self, step, addresses)
         return await self.perform(action, step, code, text)
 
@@ -588,7 +594,7 @@ class Session(Connection):
             self.user = login[0]
 
     async def login(self, mechanism, initial):
-        "User and password"
+        "Log in by user and password"
         if mechanism == 'PLAIN':
             plain = await self.response(initial, "")
             return tuple(plain.split('\0')[1:])
@@ -598,7 +604,7 @@ class Session(Connection):
                 await self.response('', "Password:"))
 
     async def bearer(self, mechanism, initial):
-        "User and token"
+        "Log in by user and token"
         text = await self.response(initial, "")
         if not (match := re.fullmatch(BEARER[mechanism], text)):
             raise ValueError
@@ -607,7 +613,7 @@ class Session(Connection):
             match['token'])
 
     async def refuse_bearer(self, mechanism):
-        "Tell why, and wait for what the client has to say to that"
+        "Say why the token is refused, and wait for the client's last line"
         prompt = '{"status":"invalid_token"}'
         await self.put(wire(334, base64.b64encode(prompt.encode()).decode()))
         response = (await self.line()).strip()
@@ -664,7 +670,7 @@ class Session(Connection):
             self.recipients[self.address] = options
 
     def path(self, verb, keyword, rest):
-        "Set the address; give the options as {key: value} and as they are"
+        "Set the address; return the options as {key: value} and as they are"
         if not (match := re.match(keyword + PATH, rest, re.I)):
             raise self.wrong(501, "5.5.4 bad syntax")
         self.address, options = match[1], tuple(match[2].split())
@@ -707,7 +713,7 @@ class Session(Connection):
             self.forget()
 
     async def lone_dot(self):
-        "DATA though no recipient was accepted"
+        "Take DATA although no recipient was accepted"
         if not self.server.lone_dot:
             raise Refusal(
                 self.server.no_recipients, "5.5.1 no valid recipients")
@@ -720,7 +726,7 @@ class Session(Connection):
             self.forget()
 
     async def interrupt(self, names):
-        "What has to happen in the middle of the data"
+        "Do what has to happen in the middle of the data"
         action = self.server.action(self, 'body', names)
         if action != Action():
             while not self.input:
@@ -729,7 +735,7 @@ class Session(Connection):
             await self.fault('reset')
 
     async def data(self):
-        "The data up to the final dot"
+        "Return the data up to the final dot"
         start = 0
         while not self.input.startswith(b'.\r\n'):
             if (end := self.input.find(b'\r\n.\r\n', start)) >= 0:
@@ -749,10 +755,12 @@ class Session(Connection):
 
 @dataclass(eq=False, kw_only=True)
 class Server:
-    """A server at 127.0.0.1 in a thread of its own; a context manager.
+    """A server on 127.0.0.1 in a thread of its own, a context manager.
 
-    Every option may be changed at any time: what EHLO tells holds from the
-    next EHLO, port, certificate, buffers and log from the next start()."""
+    Every option may be changed at any time. What EHLO offers holds from the
+    next EHLO on; port, certificate, buffers and log hold from the next
+    start().
+    """
     port: int = 0  # 0: the kernel's choice, kept when it starts again
     # {step: action} or a function (session, step); an action may be a
     # function (session); None leaves it to the names
@@ -801,7 +809,7 @@ class Server:
         self.clear()
 
     def clear(self):
-        "Forget what was received and noted so far"
+        "Forget everything that was received and noted so far"
         self.count = 0  # of mails taken
         self.received = []  # of Mail
         self.commands = []  # of (session number, line)
@@ -832,7 +840,7 @@ class Server:
         return self
 
     def stop(self):
-        "As if killed: the port and all connections close"
+        "Stop as if killed: the port and all connections close"
         if self._thread:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -842,13 +850,13 @@ class Server:
                 self._log.close()
 
     def _listen(self):
-        # With the protocol given asyncio sets TCP_NODELAY
+        # If asyncio is given the protocol number, it sets TCP_NODELAY
         listener = socket.socket(proto=socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self.rcvbuf:
             listener.setsockopt(
                 socket.SOL_SOCKET, socket.SO_RCVBUF, self.rcvbuf)
-            # or the client's kernel takes megabytes from it
+            # otherwise the kernel of the client takes megabytes from it
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1200)
         if self.sndbuf:
             listener.setsockopt(
@@ -861,7 +869,7 @@ class Server:
         server = await self._loop.create_server(
             lambda: Session(self), sock=listener, backlog=1024)
         await self._stop.wait()
-        # A forked process may hold it, too
+        # A forked process may hold the socket, too
         listener.shutdown(socket.SHUT_RDWR)
         server.close()
         live = list(self._live)
@@ -873,7 +881,7 @@ class Server:
 
     @property
     def uri(self):
-        "As trytond's [email] uri"
+        "Return the URI as in the section email of trytond"
         scheme = {'starttls': 'smtp+tls', 'smtps': 'smtps'}.get(
             self.tls, 'smtp')
         login = ''
@@ -886,7 +894,7 @@ class Server:
         return len(self._live)
 
     def wait_for(self, count, timeout=10):
-        "The mails received, once there are so many"
+        "Return the received mails once there are so many"
         self.wait_until(
             lambda: count <= (
                 len(self.received) if self.keep else self.count),
@@ -903,10 +911,10 @@ class Server:
                     f"last commands {self.commands[-5:]}, "
                     f"violations {self.violations[:5]}")
 
-    # What sessions ask and tell, in the server's thread
+    # What sessions ask and report, in the server's thread
 
     def offers(self, tls):
-        "What EHLO tells: {option: value}, without what is not offered"
+        "Return what EHLO offers: {option: value}, without what is not offered"
         offers = {name: getattr(self, name) for name in [*EXTENSIONS, 'size']}
         if tls:
             offers.update(self.extensions_after_tls)
@@ -915,7 +923,9 @@ class Server:
             if value is not None and value is not False}
 
     def action(self, session, step, addresses):
-        "What script, or else the names of the addresses, want at a step"
+        """Return the action that the script, or else an address, wants at a
+        step
+        """
         action = self._scripted(session, step)
         if action and self._is_due(action, step):
             return action
@@ -989,7 +999,7 @@ class Server:
 
 
 def read_log(path):
-    "The mails in a log, as dictionaries in the order of their arrival"
+    "Return the mails in a log as dictionaries, in the order of their arrival"
     with open(path) as log:
         return [json.loads(line) for line in log if line.endswith('\n')]
 
@@ -1003,7 +1013,7 @@ class Certificates(NamedTuple):
 
 
 def make_certificates(directory):
-    "A CA and certificates signed by it, by the command openssl"
+    "Make a CA and certificates that it has signed, by the command openssl"
     def path(name):
         return os.path.join(directory, name)
 
@@ -1043,7 +1053,7 @@ def make_certificates(directory):
 
 
 def main(args=None):
-    "Serve until killed, or until the parent process is gone"
+    "Serve until this process is killed, or until its parent is gone"
     def literal(text):
         try:
             return ast.literal_eval(text)

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Who may do what, over JSON-RPC as clients do it, and over REST."""
+"""Who may do what over JSON-RPC, as clients do it, and over REST."""
 import datetime as dt
 import json
 import threading
@@ -31,7 +31,7 @@ BUTTONS = {
     'send_again': {'sent'},
     'send_to': {'failed'},
     }
-# What a client may call at all
+# Everything that a client may call
 CALLABLE = BUTTONS.keys() | {
     'autocomplete', 'default_get', 'export_data', 'export_data_domain',
     'fields_get', 'fields_view_get', 'get_resources', 'history_revisions',
@@ -44,7 +44,7 @@ class AccessReadTestCase(RPCTestCase):
     "Test who reads the queue"
 
     def reads(self):
-        "Yield the ways to what an email tells"
+        "Yield the ways in which a client reads something of an email"
         id_ = self.queue(
             msg=b'Subject: Reset\r\n\r\n' + SECRET + b'\r\n')
         body = [('msg', '!=', None)]
@@ -62,7 +62,7 @@ class AccessReadTestCase(RPCTestCase):
         yield 'autocomplete', 'Reset'
 
     def test_readers(self):
-        "Test the queue's administrators read it"
+        "Test the queue's administrators read the queue"
         for method, *params in self.reads():
             for session in self.readers:
                 with self.subTest(
@@ -70,13 +70,13 @@ class AccessReadTestCase(RPCTestCase):
                     self.assertTrue(session.queue(method, *params))
 
     def test_body(self):
-        "Test the body is what was queued"
+        "Test the message that is read is the message that was queued"
         id_ = self.queue(msg=b'Subject: Reset\r\n\r\n' + SECRET + b'\r\n')
         row, = self.postmaster.queue('read', [id_], ['msg'])
         self.assertIn(SECRET, row['msg'])
 
     def test_strangers(self):
-        "Test nobody else reads anything of it"
+        "Test nobody else reads anything of an email"
         for method, *params in self.reads():
             for session in self.strangers:
                 with self.subTest(
@@ -87,7 +87,7 @@ class AccessReadTestCase(RPCTestCase):
                     self.assertIn('not allowed', str(cm.exception))
 
     def test_context(self):
-        "Test a client can not switch the check off"
+        "Test a client cannot switch off the check of access"
         self.queue()
         for context in [
                 {'_check_access': False},
@@ -100,7 +100,7 @@ class AccessReadTestCase(RPCTestCase):
                         'search', [], 0, None, None, context=context)
 
     def test_relation(self):
-        "Test nobody else searches it from another model"
+        "Test nobody else searches emails by another model"
         self.queue()
         for session in self.sessions:
             domain = [
@@ -123,7 +123,7 @@ class AccessReadTestCase(RPCTestCase):
                     'ir.model', 'global_search', 'Reset', 10, 'ir.ui.menu')))
 
     def test_anonymous(self):
-        "Test nobody reads it without a session"
+        "Test nobody reads an email without a session"
         client = Client(app, Response)
         response = client.post(
             f'/{DB_NAME}/rpc/', content_type='application/json',
@@ -136,7 +136,7 @@ class AccessReadTestCase(RPCTestCase):
 
 
 class ModifyTestCase(RPCTestCase):
-    "Test nobody changes the queue but by its buttons"
+    "Test nobody changes the queue except by its buttons"
 
     def modifications(self, id_):
         values = {
@@ -169,17 +169,18 @@ class ModifyTestCase(RPCTestCase):
         self.assertEqual(self.rows(), before)
 
     def test_model(self):
-        "Test the model refuses users, whatever rights they are given"
+        "Test the model refuses all users, whatever rights they are given"
         id_ = self.queue()
         before = self.rows()
         for method, *params in self.modifications(id_):
             if method == 'import_data':
-                # It creates
+                # A copy creates a record
                 continue
             for session in self.sessions:
                 with self.subTest(
                         user=session.login, method=method, params=params):
-                    # In 8.2 a copy lacks already what is required
+                    # In 8.2 a copy fails before, because it lacks required
+                    # values
                     with self.assertRaises(
                             UserError if method == 'copy' else AccessError):
                         self.modify(session, method, *params)
@@ -202,7 +203,7 @@ class ModifyTestCase(RPCTestCase):
                 getattr(EmailQueue, method)(*params)
 
     def test_methods(self):
-        "Test no method is called by a client but those that must be"
+        "Test a client can call no other methods than those it needs"
         id_ = self.queue()
         before = self.rows()
         with self.transaction():
@@ -249,7 +250,7 @@ class ButtonTestCase(RPCTestCase):
     "Test the buttons"
 
     def test_states(self):
-        "Test each button works in its states only and for its users only"
+        "Test each button works only in its states and only for its users"
         for button, states in BUTTONS.items():
             for session in self.sessions:
                 self.clear()
@@ -266,7 +267,7 @@ class ButtonTestCase(RPCTestCase):
                         self.assertEqual(self.rows(), before)
 
     def test_retry(self):
-        "Test an email that is retried is as if it were new"
+        "Test an email that is retried is like a new email"
         for state in sorted(BUTTONS['retry']):
             id_ = self.queue(to_addrs=['jane@example.com', 'john@example.com'])
             self.write(
@@ -279,7 +280,7 @@ class ButtonTestCase(RPCTestCase):
                     id_, 'state', 'attempts', 'crashes', 'uncertain',
                     'expires_at', 'first_attempt', 'error', 'refused'),
                 ['outbox', 0, 0, False, None, None, None, None])
-            # Those have it already
+            # These recipients have the email already
             self.assertEqual(self.read(id_, 'accepted'), 'jane@example.com')
             self.assertEqual(
                 self.read(id_, 'write_uid'), self.postmaster.id)
@@ -297,7 +298,7 @@ class ButtonTestCase(RPCTestCase):
         self.postmaster.queue(button, ids)
 
     def test_retry_uncertain(self):
-        "Test the warning is about those that may have arrived only"
+        "Test the warning names only emails that may have arrived"
         ids = [self.queue(msg=f'Subject: {n}'.encode()) for n in range(8)]
         self.write(*ids, state='failed')
         self.write(*ids[1:], uncertain=True)
@@ -311,7 +312,7 @@ class ButtonTestCase(RPCTestCase):
         self.assertEqual({self.read(i, 'state') for i in ids}, {'outbox'})
 
     def test_send_now(self):
-        "Test an email that is to be sent now passes the others"
+        "Test an email after Send Now overtakes the others"
         late = self.queue(
             scheduled_at=dt.timedelta(days=1), priority='bulk')
         self.queue(to_addrs='john@example.com')
@@ -325,7 +326,7 @@ class ButtonTestCase(RPCTestCase):
             [('jane@example.com',), ('john@example.com',)])
 
     def test_worker(self):
-        "Test what is due now is left to a worker at once"
+        "Test a worker sends at once what Send Now has made due"
         with configured('queue', worker=True):
             for button, state in [('send_now', 'outbox'), ('retry', 'failed')]:
                 id_ = self.queue(scheduled_at=dt.timedelta(days=1))
@@ -348,7 +349,7 @@ class ButtonTestCase(RPCTestCase):
         self.assertFalse(self.server.received)
 
     def test_several(self):
-        "Test several emails of the list"
+        "Test a button works on several emails of the list"
         ids = [self.queue(), self.queue()]
         self.postmaster.queue('cancel', ids)
         self.assertEqual(
@@ -357,7 +358,7 @@ class ButtonTestCase(RPCTestCase):
         self.assertEqual({self.read(i, 'state') for i in ids}, {'outbox'})
 
     def test_several_one_changed(self):
-        "Test none of several is changed where one can not"
+        "Test no email is changed if one of several cannot be"
         ids = [self.queue(), self.queue()]
         self.write(ids[1], state='sent')
         before = self.rows()
@@ -366,17 +367,20 @@ class ButtonTestCase(RPCTestCase):
         self.assertEqual(self.rows(), before)
 
     def test_changed(self):
-        "Test an email that a sender has taken in the meantime stays as it is"
+        """Test an email that a sender has claimed in the meantime is not
+        changed
+        """
         for button, states in BUTTONS.items():
             self.clear()
             for state, id_ in self.queue_each_state().items():
-                # The wizard that it opens has a test of its own
+                # The wizard that this button opens has a test of its own
                 if state in states or button == 'send_to':
                     continue
                 before = self.rows()
                 with self.subTest(button=button, state=state):
                     with self.assertRaisesRegex(EmailQueueError, "changed"):
-                        # Without check as after the button's own
+                        # Without checks of access, as they are after those of
+                        # the button
                         with self.transaction(self.postmaster.id):
                             EmailQueue = Pool().get('email.queue')
                             getattr(EmailQueue, button)([EmailQueue(id_)])
@@ -385,10 +389,12 @@ class ButtonTestCase(RPCTestCase):
     @unittest.skipIf(
         backend.name == 'sqlite', "a thread has no other connection")
     def test_race(self):
-        "Test a sender wins that claims in the moment of the press"
+        """Test the sender wins if it claims at the moment when a button is
+        pressed
+        """
         id_ = self.queue()
         EmailQueue = Pool(DB_NAME).get('email.queue')
-        hold = EmailQueue._hold
+        hold = EmailQueue._keep_from_senders
 
         def claimed(*args):
             claim = threading.Thread(
@@ -398,7 +404,8 @@ class ButtonTestCase(RPCTestCase):
             patcher.stop()
             return hold(*args)
 
-        patcher = patch.object(EmailQueue, '_hold', claimed)
+        patcher = patch.object(
+            EmailQueue, '_keep_from_senders', claimed)
         patcher.start()
         with self.assertRaises(RPCError) as cm:
             self.postmaster.queue('cancel', [id_])
@@ -406,7 +413,7 @@ class ButtonTestCase(RPCTestCase):
         self.assertEqual(self.read(id_, 'state'), 'sending')
 
     def test_log(self):
-        "Test who pressed which button is logged"
+        "Test the log shows who has pressed which button"
         id_ = self.queue()
         self.postmaster.queue('cancel', [id_])
         self.postmaster.queue('retry', [id_])
@@ -429,7 +436,7 @@ class ButtonTestCase(RPCTestCase):
 
 
 class RESTTestCase(RPCTestCase):
-    "Test applications with a key of a user"
+    "Test applications that have the key of a user"
 
     @classmethod
     def setUpClass(cls):
@@ -475,7 +482,7 @@ class RESTTestCase(RPCTestCase):
         self.assertFalse(self.server.received)
 
     def test_read(self):
-        "Test applications read what their users read"
+        "Test an application reads what its user reads"
         id_ = self.queue()
         for session in self.sessions:
             for path in ['?f=msg', f'/{id_}?f=msg']:
@@ -500,7 +507,7 @@ class CronTestCase(RPCTestCase):
         return crons[0]
 
     def test_cron(self):
-        "Test it runs every minute"
+        "Test the job runs every minute"
         cron = self.cron()
         self.assertEqual(
             (cron['interval_number'], cron['interval_type']), (1, 'minutes'))
@@ -509,14 +516,14 @@ class CronTestCase(RPCTestCase):
         self.assertEqual(cron['method:string'], "Send Queued Emails")
 
     def test_run_once(self):
-        "Test the administrator runs it once"
+        "Test an administrator runs the job by Run Once"
         id_ = self.queue()
         self.administrator.call('ir.cron', 'run_once', [self.cron()['id']])
         self.assertEqual(self.read(id_, 'state'), 'sent')
         self.assertEqual(len(self.server.received), 1)
 
     def test_run_once_others(self):
-        "Test nobody else does"
+        "Test nobody else runs the job"
         id_ = self.queue()
         for session in [self.postmaster, self.clerk]:
             with self.assertRaises(RPCError):
@@ -524,7 +531,7 @@ class CronTestCase(RPCTestCase):
         self.assertEqual(self.read(id_, 'state'), 'outbox')
 
     def test_run_once_trouble(self):
-        "Test the administrator reads what is wrong with the server"
+        "Test an administrator is shown what is wrong with the server"
         id_ = self.queue()
         self.server.stop()
         try:
@@ -539,7 +546,7 @@ class CronTestCase(RPCTestCase):
             self.read(id_, 'state', 'attempts'), ['outbox', 0])
 
     def test_upgrade(self):
-        "Test an upgrade keeps what the administrator has changed"
+        "Test an upgrade keeps changes that an administrator has made"
         cron = self.cron()
         changed = {'interval_number': 3, 'interval_type': 'hours'}
 

@@ -15,7 +15,7 @@ MODELS = {
     'email.queue.activity.hour': 'time',
     'email.queue.activity.day': 'date',
     }
-# The time of a period, how many there are, and how long each is
+# The field for the time of a period, the number of periods, and their length
 PERIODS = {
     'email.queue.activity.hour': ('time', 24, HOUR),
     'email.queue.activity.day': ('date', 30, DAY),
@@ -27,7 +27,7 @@ class ActivityTestCase(RPCTestCase):
 
     def setUp(self):
         super().setUp()
-        # The hour in which the tests were collected may be over
+        # The hour may have changed since the tests were collected
         global NOW
         NOW = dt.datetime.now().replace(minute=30, second=0, microsecond=0)
 
@@ -38,13 +38,13 @@ class ActivityTestCase(RPCTestCase):
                 id_, state=state, sent_at=at if state == 'sent' else None)
             with self.transaction() as transaction:
                 t = Pool().get('email.queue').__table__()
-                # Neither is for the ORM to write
+                # The ORM cannot write either of these columns
                 transaction.connection.cursor().execute(*t.update(
                         [t.create_date, t.write_date],
                         [queued or at, at], where=t.id == id_))
 
     def activity(self, model, session=None):
-        "Return the periods in which there is anything"
+        "Return the periods that have emails"
         session = session or self.postmaster
         rows = [
             tuple(row[n] for n in [
@@ -55,7 +55,9 @@ class ActivityTestCase(RPCTestCase):
         return [row for row in rows if any(row[1:])]
 
     def test_periods(self):
-        "Test each email is in the period of what has become of it"
+        """Test an email counts in the period in which it was sent, failed or
+        queued
+        """
         old, waiting = NOW - 400 * DAY, NOW - 23 * HOUR
         self.put('sent', NOW, 2, queued=NOW - DAY)
         self.put('sent', NOW - HOUR)
@@ -75,7 +77,7 @@ class ActivityTestCase(RPCTestCase):
             self.activity('email.queue.activity.hour'), [
                 (hour(NOW), 2, 0, 0, None),
                 (hour(NOW - HOUR), 1, 1, 0, None),
-                # With what is older
+                # Together with older emails
                 (hour(waiting), 0, 0, 3, old),
                 ])
         days = defaultdict(lambda: [0, 0])
@@ -95,7 +97,7 @@ class ActivityTestCase(RPCTestCase):
             expected)
 
     def test_empty(self):
-        "Test periods without an email are there, the last one first"
+        "Test periods without emails are there, the latest period first"
         for model, (name, count, length) in PERIODS.items():
             with self.subTest(model=model):
                 rows = self.postmaster.call(
@@ -110,13 +112,13 @@ class ActivityTestCase(RPCTestCase):
                 self.assertFalse(
                     {(r['sent'], r['failed'], r['waiting']) for r in rows}
                     - {(0, 0, 0)})
-                # A client reads what it has found before
+                # A client reads records that it has found before
                 row, = self.postmaster.call(
                     model, 'read', [rows[3]['id']], [name, 'ago'])
                 self.assertEqual(row[name], rows[3][name])
 
     def test_search(self):
-        "Test the client's searches"
+        "Test the searches that a client makes"
         self.queue_each_state()
         for model, name in MODELS.items():
             with self.subTest(model=model):
@@ -130,7 +132,7 @@ class ActivityTestCase(RPCTestCase):
                         self.postmaster.call(model, 'search_count', domain))
 
     def test_access(self):
-        "Test only who reads the queue reads its activity"
+        "Test only users who read the queue read its activity"
         self.queue_each_state()
         for model in MODELS:
             for session in self.sessions:
@@ -142,7 +144,7 @@ class ActivityTestCase(RPCTestCase):
                         self.activity(model, session)
 
     def test_modify(self):
-        "Test nobody changes it"
+        "Test nobody changes the activity"
         for model in MODELS:
             for session in self.sessions:
                 for method, *params in [
@@ -156,7 +158,7 @@ class ActivityTestCase(RPCTestCase):
                             session.call(model, method, *params)
 
     def test_menu(self):
-        "Test list and graph are reached from the menu"
+        "Test the menu opens the list and the graph"
         with self.transaction(readonly=True):
             get_id = Pool().get('ir.model.data').get_id
             menus = {
@@ -184,11 +186,11 @@ class ActivityTestCase(RPCTestCase):
                 self.assertLessEqual(
                     {'ago', 'sent', 'failed'} if type_ == 'graph'
                     else {MODELS[model], 'sent', 'failed', 'waiting'}, names)
-                # It is no share of what was sent
+                # Waiting emails are not a share of the sent ones
                 self.assertEqual('waiting' in names, type_ == 'tree')
 
     def test_states(self):
-        "Test no state is forgotten"
+        "Test every state is counted"
         self.assertEqual(
             set(STATES),
             {'outbox', 'sending', 'sent', 'failed', 'cancelled'})

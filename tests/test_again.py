@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Once more: Send Again, Send to…, Retry and Send Now, and own failures."""
+"""Sending once more: Send Again, Send to…, Retry, Send Now, and own emails."""
 import datetime as dt
 import email as email_
 import unittest
@@ -32,7 +32,7 @@ CONTEXTS = [
 
 
 class CorrectedBytesTestCase(unittest.TestCase):
-    "Test what becomes of the bytes"
+    "Test how the bytes are changed for a corrected address"
 
     def test_renamed(self):
         data = _renamed(MESSAGE)
@@ -83,7 +83,7 @@ class AgainTestCase(RPCTestCase, HistoryTestCase):
                     [], order=[('id', 'ASC')])]
 
     def warned(self, session, button, *ids):
-        "Press a button that warns; return the name of the warning"
+        "Press a button that warns, and return the name of the warning"
         before = self.rows()
         with self.assertRaises(RPCError) as cm:
             session.queue(button, list(ids))
@@ -116,7 +116,7 @@ class SendAgainTestCase(AgainTestCase):
             self.read(again, 'message_id'), self.read(id_, 'message_id'))
         self.assertEqual(
             self.read(again, 'create_uid'), self.postmaster.id)
-        # Both name each other
+        # Each of the two emails names the other
         row, = self.postmaster.queue('read', [id_], ['again'])
         self.assertEqual(list(row['again']), [again])
         row, = self.postmaster.queue('read', [again], ['again_of'])
@@ -131,7 +131,7 @@ class SendAgainTestCase(AgainTestCase):
             second.message_id, self.read(again, 'message_id'))
 
     def test_not_again(self):
-        "Test what has no message any more, or had a secret"
+        "Test an email without message, or with a secret, is not sent again"
         for values in [{'sensitive': True}, {}]:
             id_ = self.queue(JANE, MESSAGE, **values)
             self.send_all()
@@ -144,7 +144,7 @@ class SendAgainTestCase(AgainTestCase):
             self.assertEqual(self.rows(), before)
 
     def test_sensitive(self):
-        "Test no code sends a secret again either"
+        "Test code cannot send a secret again either"
         id_ = self.queue(JANE, MESSAGE, sensitive=True)
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -152,7 +152,7 @@ class SendAgainTestCase(AgainTestCase):
                 EmailQueue.queue_again(EmailQueue(id_))
 
     def test_deleted(self):
-        "Test the other stays when one of them is deleted"
+        "Test one email stays when the other is deleted"
         id_ = self.queue()
         self.send_all()
         self.postmaster.queue('send_again', [id_])
@@ -163,7 +163,7 @@ class SendAgainTestCase(AgainTestCase):
         self.assertIsNone(self.read(again, 'again_of'))
 
     def test_no_client(self):
-        "Test no client calls what the buttons call"
+        "Test a client cannot call the methods behind the buttons"
         id_ = self.queue()
         for session in self.sessions:
             for method in ['queue_again', 'queue_to']:
@@ -223,7 +223,7 @@ class ArchiveTestCase(AgainTestCase):
         self.assertEqual(len(self.ids()), 2)
 
     def test_others(self):
-        "Test nobody has an email of somebody else sent again"
+        "Test nobody sends an email of somebody else again"
         for author in [self.postmaster, None]:
             self.clear()
             if author:
@@ -240,7 +240,7 @@ class ArchiveTestCase(AgainTestCase):
             self.assertEqual(len(self.ids()), 1)
 
     def test_unreadable(self):
-        "Test nobody has an archived email copied that they may not read"
+        "Test nobody copies an archived email that they may not read"
         id_ = self.queue_as(self.clerk)
         with self.transaction(self.clerk.id):
             archived, = Pool().get('ir.email').create([{
@@ -262,7 +262,7 @@ class ArchiveTestCase(AgainTestCase):
                     self.press(self.clerk, 1, context)
 
     def test_state(self):
-        "Test only what was sent is sent again"
+        "Test only sent emails are sent again"
         self.queue_as(self.clerk, scheduled_at=HOUR)
         for message_id in ['<1@shop.example.com>', '<x@x>', None]:
             with self.subTest(message_id):
@@ -296,7 +296,7 @@ class SendToTestCase(AgainTestCase):
         return id_
 
     def test_corrected(self):
-        "Test the new email goes to the right address only, which it names"
+        "Test the new email goes to the right address only and names it"
         id_ = self.failed()
         result = self.wizard(self.postmaster, id_)
         _, again = self.ids()
@@ -317,7 +317,7 @@ class SendToTestCase(AgainTestCase):
             [('refused', BAD, None), ('sent_again', JOHN, 'postmaster')])
 
     def test_start(self):
-        "Test the wizard offers the addresses that were refused"
+        "Test the wizard offers the refused addresses"
         id_ = self.failed()
         context = {'active_model': 'email.queue', 'active_id': id_}
         name = 'wizard.email.queue.send_to'
@@ -329,7 +329,7 @@ class SendToTestCase(AgainTestCase):
         self.assertEqual(values['addresses'], BAD)
 
     def test_refused(self):
-        "Test what can not be"
+        "Test the wizard refuses what is not possible"
         id_, sent = self.failed(), self.queue(JANE)
         secret = self.failed(sensitive=True)
         self.send_all()
@@ -367,13 +367,13 @@ class RetryTestCase(AgainTestCase):
     "Test Retry and Send Now"
 
     def test_expired(self):
-        "Test Retry asks before it sends what has expired"
+        "Test Retry asks before it sends an expired email"
         for state in ['failed', 'cancelled']:
             with self.subTest(state=state):
                 id_ = self.queue(JANE)
                 self.write(id_, state=state, expires_at=PAST)
                 text = self.warned(self.postmaster, 'retry', id_)
-                self.assertIn("time", text)
+                self.assertIn("expired", text)
                 self.assertEqual(
                     self.read(id_, 'state', 'expires_at'), ['outbox', None])
                 self.clear()
@@ -398,7 +398,7 @@ class RetryTestCase(AgainTestCase):
         self.assertLess(scheduled_at, FUTURE - HOUR)
 
     def test_send_now_asks(self):
-        "Test Send Now asks for more than one"
+        "Test Send Now asks before it makes several emails urgent"
         ids = self.queue_many(3, priority='bulk')
         self.postmaster.queue('send_now', ids[:1])
         text = self.warned(self.postmaster, 'send_now', *ids[1:])
@@ -412,7 +412,7 @@ class RetryTestCase(AgainTestCase):
                     [], order=[('id', 'ASC')])]
 
     def test_send_now_for_good(self):
-        "Test bulk is urgent until its next attempt only"
+        "Test a bulk email is urgent only until its next attempt"
         for to, priority in [
                 ('dot-451-4.2.0-later@example.com', '30'),
                 ('dot-close@example.com', '30'),
@@ -431,7 +431,7 @@ class RetryTestCase(AgainTestCase):
                 self.clear()
 
     def test_send_now_together(self):
-        "Test those that are sent together have their own priorities again"
+        "Test emails that become urgent together get their own priorities back"
         ids = [
             self.queue(f'r{i}@example.com', priority=p)
             for i in range(10) for p in ['bulk', 'normal']]
@@ -445,7 +445,7 @@ class RetryTestCase(AgainTestCase):
         self.assertEqual(self.rows_of('own_priority'), [None] * 20)
 
     def test_send_now_in_trouble(self):
-        "Test it stays urgent while the server takes nothing"
+        "Test an email stays urgent while the server takes nothing"
         id_ = self.queue(JANE, priority='bulk')
         self.postmaster.queue('send_now', [id_])
         self.server.script['mail'] = '421 4.3.2 later'
@@ -458,7 +458,7 @@ class RetryTestCase(AgainTestCase):
 
 
 class OwnTestCase(AgainTestCase):
-    "Test what everybody reads of their own emails, and of no others"
+    "Test every user reads their own emails, and no others"
     names = [
         'from_addr', 'to_addrs', 'subject', 'state', 'reason', 'error',
         'outcome', 'refused',
@@ -497,7 +497,7 @@ class OwnTestCase(AgainTestCase):
             [('refused', BAD, '550 5.1.1 no')] * 2)
 
     def test_views(self):
-        "Test the client gets views, which let nobody edit and show no body"
+        "Test the client gets views that let nobody edit and show no message"
         for model in ['email.queue.own', 'email.queue.own.event']:
             for type_ in ['tree', 'form']:
                 with self.subTest(model, type=type_):
@@ -509,7 +509,7 @@ class OwnTestCase(AgainTestCase):
                             'file_id'} & set(view['fields']))
 
     def test_others(self):
-        "Test those of others are not there, whatever the context"
+        "Test emails of others are not there, whatever the context says"
         with self.transaction(readonly=True):
             events = [
                 e.id for e in Pool().get('email.queue.event').search(
@@ -566,7 +566,7 @@ class OwnTestCase(AgainTestCase):
                     self.assertEqual(cm.exception.name, 'FORBIDDEN')
 
     def test_server(self):
-        "Test the server itself reads those that nobody has queued"
+        "Test the server itself reads the emails that no user has queued"
         with Transaction().start(DB_NAME, 0, readonly=True):
             own = Pool().get('email.queue.own').search([])
             self.assertEqual([e.id for e in own], [self.others[1]])

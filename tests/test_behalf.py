@@ -70,12 +70,12 @@ class ChosenTestCase(unittest.TestCase):
                 ('joe@company-a.example', 'a'),
                 ('joe@company-b.example', 'b'),
                 ('JOE@Company-B.example', 'b'),
-                # The whole address before the domain
+                # The whole address counts before the domain
                 ('sales@company-a.example', 'c'),
                 ('Sales@company-a.example', 'c'),
                 ('jane@company-b.example', 'a'),
                 ('joe@straße.example', 'b'),
-                # No domain below, and none that ends alike
+                # Neither a subdomain nor a domain that only ends alike
                 ('joe@mail.company-b.example', None),
                 ('joe@other-company-b.example', None),
                 ('joe@example.com', None),
@@ -112,7 +112,7 @@ class ChosenTestCase(unittest.TestCase):
         self.assertEqual(self.chosen('x@example.com', msg), 'b')
 
     def test_null_sender(self):
-        "Test From chooses where the envelope has no sender"
+        "Test From chooses the server if the envelope has no sender"
         self.assertEqual(
             self.chosen('<>', message('sales@company-a.example')), 'c')
 
@@ -137,7 +137,7 @@ class ChosenTestCase(unittest.TestCase):
 
 
 class RewrittenTestCase(unittest.TestCase):
-    "The header of what is sent from another address"
+    "The header of a message that is sent from another address"
 
     def setUp(self):
         context = configured(
@@ -192,7 +192,9 @@ class RewrittenTestCase(unittest.TestCase):
                         m.get_content() for m in [after, before]))
 
     def test_bytes(self):
-        "Test what is raw in the header, and nothing else of the message"
+        """Test raw bytes in the header stay, and the rest of the message is
+        the same
+        """
         rest = (
             b'To: joe@example.com\r\nMessage-ID: <1@x>\r\nDate: now\r\n\r\n'
             b'From: body\r\n.\r\n\xff\r\n')
@@ -283,7 +285,7 @@ class RewrittenTestCase(unittest.TestCase):
 
 
 class BehalfServersTestCase(QueueTestCase):
-    "Servers whose mailbox sends from its own address only"
+    "Servers whose mailbox may send from its own address only"
 
     def setUp(self):
         super().setUp()
@@ -311,15 +313,15 @@ class BehalfServersTestCase(QueueTestCase):
 
 
 class SentTestCase(BehalfServersTestCase):
-    "What is queued, by code and by core, and sent by them"
+    "Emails of code and of core that are sent by such servers"
 
     def test_denied(self):
-        "Test the server of this test does what the others are about"
+        "Test the server refuses other senders, as the tests below need it"
         with configured(from_b=None, from_=None):
             self.queue(msg=bytes(message()), server='b')
             self.queue(msg=bytes(message()))
             self.send_all()
-        # Suspects, as nothing else was accepted
+        # Suspects, because nothing else was accepted
         self.assertEqual(self.states(), {'outbox': 2})
         for error, in self.rows('error'):
             self.assertIn('SendAsDenied', error)
@@ -385,7 +387,7 @@ class SentTestCase(BehalfServersTestCase):
             User.reset_password([user])
 
     def test_reset(self):
-        "Test a captured reset, by either of the servers"
+        "Test a captured password reset, by each of the servers"
         for from_, server in [
                 ('shop@example.com', self.server),
                 ('shop@company-b.example', self.company_b)]:
@@ -429,7 +431,7 @@ class SentTestCase(BehalfServersTestCase):
 
 
 class BrokenTestCase(BehalfServersTestCase):
-    "Settings that are not valid, and emails that they keep back"
+    "Options that are not valid, and the emails that they hold back"
     broken = [
         {'from_b': 'nobody'}, {'for_b': 'nobody'}, {'uri_b': None},
         {'for_a': '@'}]
@@ -453,7 +455,7 @@ class BrokenTestCase(BehalfServersTestCase):
         self.assertEqual(self.states(), {'sent': 1})
 
     def capture(self, **options):
-        "Let an email be captured that can not be queued, and return its id"
+        "Let an email be captured that cannot be queued, and return its id"
         msg = message(None)
         set_from_header(
             msg, 'tryton@example.com', 'Jane <jane@company-b.example>')
@@ -513,12 +515,12 @@ class BrokenTestCase(BehalfServersTestCase):
         self.assertEqual(len(self.company_b.received), 1)
 
     def test_denied_before_it_was_set(self):
-        "Test what was refused is sent from the mailbox once that is set"
+        "Test a refused email is sent from the mailbox once this is set"
         with configured(from_b=None, from_=None):
             id_ = self.queue(
                 msg=bytes(message()), from_addr='jane@company-b.example')
             self.send_all()
-            # It fails when it has been the only suspect for an hour
+            # The email fails when it has been the only suspect for an hour
             self.assertEqual(self.read(id_, 'state'), 'outbox')
             long_ago = dt.datetime(2020, 1, 1)
             self.write(id_, suspect_since=long_ago, scheduled_at=long_ago)
@@ -529,7 +531,7 @@ class BrokenTestCase(BehalfServersTestCase):
         self.assertEqual(self.read(id_, 'state'), 'sent')
 
     def test_partly_delivered(self):
-        "Test those who are left get what the others have got"
+        "Test the other recipients get the same email as those who have got it"
         with configured(for_b=None, from_b=None, from_=None):
             self.server.script = {}
             id_ = self.queue(

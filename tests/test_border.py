@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Who may press what, whatever a client puts in its calls."""
+"""Who may press what, whatever a client puts into its calls."""
 import unittest
 
 from werkzeug.test import Client
@@ -17,7 +17,7 @@ from .jsonrpc import PASSWORD, RPCError, RPCTestCase, Session
 
 MODULE = 'trytond.modules.email_queue.'
 REFUSED = {'UserError', 'FORBIDDEN', 'NOT_FOUND', 'UNPROCESSABLE_ENTITY'}
-# What a client could call a model by without being told anything
+# Methods that tell a client nothing about any email
 HARMLESS = {
     'autocomplete', 'default_get', 'fields_get', 'fields_view_get',
     'history_revisions', 'on_change', 'on_change_notify', 'on_change_with',
@@ -26,7 +26,7 @@ HARMLESS = {
 
 
 def classes(type_):
-    "Yield the classes of the pool whose code is the module's own"
+    "Yield the classes of the pool whose code is in this module"
     for name, cls in Pool().iterobject(type=type_):
         if any(c.__module__.startswith(MODULE) and '__name__' in vars(c)
                 and vars(c)['__name__'] == name
@@ -36,7 +36,7 @@ def classes(type_):
 
 
 class BorderTestCase(RPCTestCase):
-    "A further user is in a group that has nothing to do with the queue"
+    "Tests with a further user, whose group has nothing to do with the queue"
 
     @classmethod
     def setUpClass(cls):
@@ -62,7 +62,7 @@ class BorderTestCase(RPCTestCase):
         self.before = self.everything()
 
     def everything(self):
-        "Return all that a stranger could have changed"
+        "Return everything that a stranger could have changed"
         with self.transaction(readonly=True) as transaction:
             cursor = transaction.connection.cursor()
             cursor.execute('SELECT id, identity FROM email_queue_identity')
@@ -70,7 +70,7 @@ class BorderTestCase(RPCTestCase):
         return self.rows(), identity
 
     def contexts(self):
-        "Yield what a client can put in the context of a call"
+        "Yield what a client can put into the context of a call"
         with self.transaction(readonly=True):
             pool = Pool()
             actions = [
@@ -97,7 +97,7 @@ class BorderTestCase(RPCTestCase):
 
 
 class WizardsTestCase(BorderTestCase):
-    "Every wizard, in each of its states"
+    "Test every wizard, in each of its states"
 
     def wizards(self):
         with self.transaction(readonly=True):
@@ -108,7 +108,7 @@ class WizardsTestCase(BorderTestCase):
         return found.items()
 
     def test_kind(self):
-        "Test each checks by itself who the user is"
+        "Test each wizard checks by itself who the user is"
         with self.transaction(readonly=True):
             for cls in classes('wizard'):
                 with self.subTest(cls.__name__):
@@ -116,7 +116,7 @@ class WizardsTestCase(BorderTestCase):
                     self.assertTrue(issubclass(cls, Wizard))
 
     def test_strangers(self):
-        "Test nobody else begins, goes on with or ends one"
+        "Test nobody else begins, continues or ends a wizard"
         for name, (states, start, end) in self.wizards():
             foreign, *_ = self.postmaster(f'wizard.{name}.create', {})
             self.addCleanup(
@@ -146,7 +146,7 @@ class WizardsTestCase(BorderTestCase):
             return list(Pool().get(state.model_name)._fields)
 
     def test_readers(self):
-        "Test whoever looks after the queue begins each"
+        "Test everyone who looks after the queue can begin each wizard"
         for name, (_, start, _) in self.wizards():
             for session in self.readers:
                 for context in [{}, {'action_id': 999999}]:
@@ -160,7 +160,7 @@ class WizardsTestCase(BorderTestCase):
 
 
 class ModelsTestCase(BorderTestCase):
-    "Every method of every model that a client can call"
+    "Test every method of every model that a client can call"
 
     def methods(self):
         with self.transaction(readonly=True):
@@ -190,7 +190,7 @@ class ModelsTestCase(BorderTestCase):
                 }.get(method, [[ids], [], [[]]])
 
     def test_strangers(self):
-        "Test nobody else is told or changes anything"
+        "Test nobody else reads or changes anything"
         called = set()
         contexts = list(self.contexts())
         for name, methods, buttons in self.methods():
@@ -218,7 +218,7 @@ class ModelsTestCase(BorderTestCase):
         self.assertFalse(result)
 
     def test_sensitive(self):
-        "Test not even a member is told where a secret is"
+        "Test not even a member of the group learns a secret"
         secrets = [
             self.queue(
                 msg=b'Subject: Reset\r\n\r\nsecret\r\n', sensitive=True)
@@ -254,16 +254,16 @@ class ModelsTestCase(BorderTestCase):
 
 
 class ReportsTestCase(BorderTestCase):
-    "Every report"
+    "Test every report"
 
     def test_none(self):
-        "Test there is none that a client could execute"
+        "Test there is no report that a client could execute"
         with self.transaction(readonly=True):
             self.assertFalse(list(classes('report')))
 
 
 class URLsTestCase(BorderTestCase):
-    "Every URL"
+    "Test every URL"
 
     def setUp(self):
         super().setUp()
@@ -276,7 +276,9 @@ class URLsTestCase(BorderTestCase):
                 for s in self.sessions}
 
     def urls(self):
-        "Yield method and path of all URLs whose code is the module's own"
+        """Yield the method and the path of all URLs whose code is in this
+        module
+        """
         for rule in app.url_map.iter_rules():
             module = getattr(rule.endpoint, '__module__', '')
             if module.startswith(MODULE):
@@ -284,7 +286,7 @@ class URLsTestCase(BorderTestCase):
                 yield from ((m, url) for m in rule.methods)
 
     def test_users(self):
-        "Test only a member is answered, whatever is asked for with it"
+        "Test only a member gets an answer, whatever comes with the request"
         urls = list(self.urls())
         self.assertTrue(urls)
         client = Client(app, Response)

@@ -1,9 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What is read of a notice of non-delivery, and of bytes that are none.
+"""What is read from a notice of non-delivery, and from bytes that are no
+notice.
 
-Those in ``notices`` of Postfix 3.7, Exim 4.96 and OpenSMTPD 6.8 are as these
-have sent them; the others are in the form that is documented.
+The notices of Postfix 3.7, Exim 4.96 and OpenSMTPD 6.8 in ``notices`` are
+real; the other notices have the form that is documented.
 """
 import random
 import unittest
@@ -156,7 +157,7 @@ class BounceReadTestCase(unittest.TestCase):
             ['jürgen@straße.de', DEAD])
 
     def test_message_id(self):
-        "Test which Message-ID is that of the returned message"
+        "Test which of several Message-IDs is that of the returned message"
         for values, expected in [
                 ({'returned_type': 'message/rfc822',
                     'returned': 'Message-ID:\n <2@x>\n\nMessage-ID: <3@x>\n'},
@@ -173,7 +174,7 @@ class BounceReadTestCase(unittest.TestCase):
                 self.assertEqual(found.message_id, expected)
 
     def test_none(self):
-        "Test what is no notice"
+        "Test bytes that are no notice"
         good = notice()
         inner = b'\n'.join([
                 b'Content-Type: multipart/mixed; boundary=o', b'', b'--o',
@@ -196,7 +197,7 @@ class BounceReadTestCase(unittest.TestCase):
                 self.assertIsNone(bounce.read(data))
 
     def test_large_message_returned(self):
-        "Test a large message that is returned does no harm"
+        "Test a notice that returns a large message is read"
         data = notice(
             returned_type='message/rfc822',
             returned='Message-ID: <1@x>\n\n' + ('x' * 76 + '\n') * 60000)
@@ -224,7 +225,7 @@ class BounceReadTestCase(unittest.TestCase):
                 self.assertIsInstance(found, bounce.Notice | None)
 
     def test_hostile(self):
-        "Test the standard library is let raise what it likes"
+        "Test errors of the standard library do not reach the caller"
         deep = b''.join(
             b'Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n' % (i, i)
             for i in range(3000))
@@ -250,7 +251,7 @@ class BounceReadTestCase(unittest.TestCase):
                 self.assertIsInstance(bounce.read(data), bounce.Notice | None)
 
     def test_linear(self):
-        "Test no notice takes longer than its length allows"
+        "Test every notice takes linear time"
         for name, make in {
                 'text': lambda n: notice(text='a@x.test: b\n' * n),
                 'recipients': lambda n: notice([{}] * (n // 20)),

@@ -31,7 +31,7 @@ def mails(count, **keywords):
 
 
 class BulkTestCase(QueueTestCase):
-    "Many emails in one call"
+    "Many emails in one call of queue_mails"
 
     def queue_mails(self, mails, **options):
         with self.transaction(**options):
@@ -43,7 +43,7 @@ class BulkTestCase(QueueTestCase):
         self.enter_here(patch.object(bulk, 'ROWS', 3))
 
     def test_order(self):
-        "Test a record for each, in order, that is sent"
+        "Test there is a sent record for each email, in order"
         ids = self.queue_mails(iter(mails(8)))
         self.assertEqual(self.rows('id', 'to_addrs', 'state'), [
                 (id_, f'r{i}@example.com', 'outbox')
@@ -56,7 +56,9 @@ class BulkTestCase(QueueTestCase):
         self.assertEqual(self.queue_mails([]), [])
 
     def test_values(self):
-        "Test the same is stored as by queue_mail, whatever the arguments"
+        """Test the stored values are those of queue_mail, whatever the
+        arguments are
+        """
         keywords = [
             {},
             {'priority': 'urgent', 'sensitive': True},
@@ -97,7 +99,7 @@ class BulkTestCase(QueueTestCase):
             self.assertLess(abs(scheduled_at - before - hour), hour / 2)
 
     def test_statements(self):
-        "Test the number of INSERT is that of the batches"
+        "Test there is one INSERT for each batch"
         inserts = []
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -118,7 +120,7 @@ class BulkTestCase(QueueTestCase):
                 [[1, 10, 20], [1, 1]])
 
     def test_error(self):
-        "Test an error names the index, and nothing stays"
+        "Test an error names the index, and nothing is queued"
         for index in [0, 2, 3, 7]:
             for values, word in [
                     ((FROM, 'nobody', MESSAGE), 'to_addrs'),
@@ -138,7 +140,7 @@ class BulkTestCase(QueueTestCase):
                                 EmailQueue.queue_mails(iterable(wrong))
                             self.assertIn(str(index), cm.exception.message)
                             self.assertIn(word, cm.exception.message)
-                            # The transaction goes on
+                            # The transaction remains usable
                             EmailQueue.queue_mail(
                                 FROM, 'last@example.com', MESSAGE)
                             transaction.commit()
@@ -149,19 +151,26 @@ class BulkTestCase(QueueTestCase):
 
     def test_mistake(self):
         "Test the error of a wrong call names the index, too"
-        for wrong in [
-                (FROM,), 5, (FROM, 'jane@example.com', MESSAGE, {}, {}),
-                (FROM, 'jane@example.com', MESSAGE, {'colour': 'red'}),
-                (FROM, 'jane@example.com', MESSAGE, 5),
+        jane = FROM, 'jane@example.com', MESSAGE
+        for wrong, words in [
+                ((FROM,), "is no tuple"),
+                (5, "is no tuple"),
+                ((*jane, {}, {}), "is no tuple"),
+                ((*jane, 5), "is no tuple"),
+                ((*jane, {'colour': 'red'}), "has the unknown .* 'colour'"),
+                ((*jane, {'clock': None}), "has the unknown keyword 'clock'"),
+                ((*jane, {'msg': b''}), "has the unknown keyword 'msg'"),
+                ((*jane, {5: 5}), "has the unknown keyword 5"),
                 ]:
             with self.subTest(wrong=wrong), self.transaction():
-                with self.assertRaisesRegex(TypeError, r'mails\[7\]'):
+                with self.assertRaisesRegex(
+                        TypeError, rf'^queue_mails: mails\[7\] {words}'):
                     Pool().get('email.queue').queue_mails(
                         [*mails(7), wrong])
         self.assertEqual(self.rows('id'), [])
 
     def test_generator(self):
-        "Test the error of a generator takes back what it was queued before"
+        "Test an error of the generator undoes what was queued before"
         def generator():
             yield from mails(7)
             raise KeyError('broken')
@@ -172,7 +181,7 @@ class BulkTestCase(QueueTestCase):
         self.assertEqual(self.rows('id'), [])
 
     def test_autocommit(self):
-        "Test nothing stays of a wrong call where each statement commits"
+        "Test a wrong call queues nothing if each statement commits"
         wrong = mails(7) + [(FROM, 'nobody', MESSAGE)]
         with self.assertRaises(EmailQueueError):
             self.queue_mails(iter(wrong), autocommit=True)
@@ -185,7 +194,7 @@ class BulkTestCase(QueueTestCase):
             self.queue_mails(mails(1), readonly=True)
 
     def test_push(self):
-        "Test one task for all, and none where all are for later"
+        "Test one task is pushed for all emails, and none if all are for later"
         for count, keywords in [
                 (1, {}), (0, {'scheduled_at': dt.timedelta(days=1)})]:
             with self.subTest(count=count):
@@ -201,7 +210,7 @@ class BulkTestCase(QueueTestCase):
         peaks = []
         message = COMPLETE + b'x' * 100_000 + b'\r\n'
         self.enter_here(patch.object(bulk, 'ROWS', 5))
-        # The first is there to fill caches
+        # The first call fills caches
         for count in [10, 30, 90]:
             tracemalloc.start()
             try:
@@ -218,7 +227,7 @@ class BulkTestCase(QueueTestCase):
 
 
 class ValidationTestCase(QueueTestCase):
-    "What trytond still validates of a new email"
+    "What trytond still validates in a new email"
 
     def test_all_checked(self):
         "Test a field with a rule that is not the module's own is validated"
@@ -242,7 +251,9 @@ class ValidationTestCase(QueueTestCase):
         self.assertEqual(self.states(), {})
 
     def test_validate_fields(self):
-        "Test a module that validates fields knows the names of all"
+        """Test a module that extends validate_fields gets the names of all
+        fields
+        """
         EmailQueue = Pool(DB_NAME).get('email.queue')
         seen = []
 
@@ -255,7 +266,7 @@ class ValidationTestCase(QueueTestCase):
         self.assertEqual(seen, [set(EmailQueue._fields)])
 
     def test_create(self):
-        "Test what is created without the module's checks is validated"
+        "Test values that the module has not checked are validated"
         with self.transaction() as transaction:
             EmailQueue = Pool().get('email.queue')
             with self.assertRaises(ValidationError):
@@ -266,7 +277,7 @@ class ValidationTestCase(QueueTestCase):
             transaction.rollback()
 
     def test_fields(self):
-        "Test the list of checked fields has no name of another field"
+        "Test the list of checked fields names only fields of the model"
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
             unchecked = EmailQueue._unchecked_fields()
@@ -291,7 +302,7 @@ class BulkFilesTestCase(FilestoreTestCase):
         self.assertEqual(self.states(), {'sent': 8})
 
     def test_error(self):
-        "Test no file stays of what is taken back"
+        "Test no file is left of emails that are taken back"
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
             with self.assertRaises(EmailQueueError):
@@ -302,10 +313,12 @@ class BulkFilesTestCase(FilestoreTestCase):
 
 
 class BulkCapturedTestCase(QueueTestCase):
-    "The captured emails of a transaction are created together"
+    "Captured emails of a transaction, which are created together"
 
     def test_batches(self):
-        "Test the number of INSERT, the order, and the failed among them"
+        """Test the number of INSERT and the order, with emails that fail among
+        them
+        """
         sizes = []
         EmailQueue = Pool(DB_NAME).get('email.queue')
         create = EmailQueue.create
@@ -325,7 +338,7 @@ class BulkCapturedTestCase(QueueTestCase):
                 else (f'r{i}@example.com', 'outbox') for i in range(7)])
 
     def test_triggers(self):
-        "Test only what is not about the queue itself may fire a trigger"
+        "Test no email about the queue itself fires a trigger"
         id_ = self.queue()
         contexts = []
         EmailQueue = Pool(DB_NAME).get('email.queue')

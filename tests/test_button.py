@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The buttons as other modules see them, and beside senders at work."""
+"""How other modules see the buttons, and how buttons and senders compete."""
 from unittest.mock import patch
 
 from trytond import backend
@@ -68,7 +68,7 @@ class TransitionTestCase(QueueTestCase):
             self.read(id_, 'priority', 'own_priority'), ['10', '30'])
 
     def test_further_transition(self):
-        "Test a module can allow another transition"
+        "Test a module can allow a further transition"
         EmailQueue = Pool(DB_NAME).get('email.queue')
         id_ = self.queue()
         self.write(id_, state='sent')
@@ -81,7 +81,7 @@ class TransitionTestCase(QueueTestCase):
         self.assertEqual(self.read(id_, 'state'), 'outbox')
 
     def test_other_state(self):
-        "Test one email in another state leaves all as they are"
+        "Test no email is changed if one of them is in another state"
         ids = self.queue_many(3)
         self.write(ids[1], state='sending')
         for button in ['send_now', 'cancel', 'retry']:
@@ -92,7 +92,7 @@ class TransitionTestCase(QueueTestCase):
         self.assertEqual(self.states(), {'outbox': 2, 'sending': 1})
 
     def test_copy(self):
-        "Test a copy is not sent because it is one"
+        "Test a copied record is not sent"
         id_ = self.queue()
         self.write(id_, state='sent')
         with self.transaction():
@@ -102,7 +102,7 @@ class TransitionTestCase(QueueTestCase):
 
 
 class ButtonRaceTestCase(ProcessTestCase):
-    "Test a button beside the process of a sender"
+    "Test a button while a process sends"
 
     def setUp(self):
         super().setUp()
@@ -119,7 +119,7 @@ class ButtonRaceTestCase(ProcessTestCase):
             return state
 
     def test_claimed(self):
-        "Test nothing changes what was claimed after it was read"
+        "Test an email that is claimed after it was read is not changed"
         self.server.delay = {'dot': 2}
         self.addCleanup(setattr, self.server, 'delay', 0)
         for button in ['send_now', 'cancel']:
@@ -130,7 +130,8 @@ class ButtonRaceTestCase(ProcessTestCase):
                     self.assertEqual(email.state, 'outbox')
                     pid, = senders.start()
                     self.server.wait_until(lambda: self.state() == 'sending')
-                    # trytond tries again after the second, and has the first
+                    # trytond repeats a request after the second error, and the
+                    # repeated request gets the first error
                     with self.assertRaises((
                                 EmailQueueError,
                                 backend.DatabaseOperationalError)):
@@ -145,13 +146,13 @@ class ButtonRaceTestCase(ProcessTestCase):
                 "UPDATE email_queue SET state = 'outbox'")
 
     def test_pressed(self):
-        "Test no sender claims what is being cancelled"
+        "Test no sender claims an email that is being cancelled"
         with Senders(self.database) as senders:
             with Transaction().start(self.database, 1) as transaction:
                 self.EmailQueue.cancel([self.EmailQueue(self.id)])
                 pid, = senders.start()
                 if backend.name != 'sqlite':
-                    # There the sender waits for the end of the transaction
+                    # The sender waits there for the end of the transaction
                     self.assertEqual(senders.join(pid), [0])
                 transaction.commit()
             self.assertEqual(senders.join(pid), [0])

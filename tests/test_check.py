@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The check of a server: it names the step that is bad, and sends nothing."""
+"""The check of a server names the step that is bad, and sends nothing."""
 import os
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ SCRIPT = ROOT / 'bin' / 'trytond-email-queue-health'
 USER, PASSWORD = 'tryton@example.com', 's3cr3t@/:%'
 STEPS = [
     'settings', 'connect', 'tls', 'token', 'login', 'offers', 'sender']
-# A token is a step of its own
+# The token is a step of its own
 STEPS_BY_PASSWORD = [s for s in STEPS if s != 'token']
 
 
@@ -71,7 +71,7 @@ class CheckTestCase(QueueTestCase):
                 **changes})
 
     def check(self, uri, server=None, email=None):
-        "Return the steps and all that is shown of them"
+        "Return the steps, and all that is shown of them"
         option = {'section': 'email', 'uri': uri}
         if server:
             option = {f'uri_{server}': uri}
@@ -172,12 +172,12 @@ class CheckGoodTestCase(CheckTestCase):
                 steps, text = self.check(server.uri, email=email)
                 self.assertGood(steps)
                 self.assertIn(words, text)
-                # Who is not the login may be refused
+                # A sender who is not the user of the login may be refused
                 alone = words.count(USER) == 2
                 self.assertEqual(bool(steps[-1].advice), not alone)
 
     def test_secret_of_today(self):
-        "Test no token of before hides a secret that has ended"
+        "Test no token of an earlier secret hides that the secret has expired"
         _, uri = self.by_token()
         with self.oauth():
             with configured('email', uri=uri):
@@ -189,7 +189,7 @@ class CheckGoodTestCase(CheckTestCase):
 
 
 class BadTestCase(CheckTestCase):
-    "A step that is bad is the last one, and says what to do"
+    "Test the last step is the bad step, and says what to do"
     timeout = 1
 
     def test_settings(self):
@@ -293,7 +293,7 @@ class BadTestCase(CheckTestCase):
 
 
 class WizardTestCase(RPCTestCase):
-    "The button of the wizard"
+    "Test the button of the wizard"
 
     def start(self, session):
         name = 'wizard.email.queue.test'
@@ -327,7 +327,7 @@ class WizardTestCase(RPCTestCase):
             self.assertIn('BAD', steps)
 
     def test_back(self):
-        "Test what was chosen is there again"
+        "Test the wizard keeps the choices when the user goes back"
         execute, _ = self.start(self.postmaster)
         execute('check', to_addr='jane@example.com', server=None)
         result = execute('start', to_addr='jane@example.com')
@@ -349,7 +349,7 @@ class WizardTestCase(RPCTestCase):
 
 
 class CheckCommandTestCase(ProcessTestCase):
-    "trytond-email-queue-health --check"
+    "Test trytond-email-queue-health --check"
 
     def run_script(self, *args, **options):
         if not self.rows('id'):
@@ -369,7 +369,7 @@ class CheckCommandTestCase(ProcessTestCase):
         try:
             return super().rows(*names)
         except Exception:
-            # Its copy is made with the first email
+            # The identity is stored when the first email is sent
             return []
 
     def test_good(self):

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What a client asks for, and gets, when the queue is opened in it."""
+"""What a client asks for and gets when the queue is opened in it."""
 import datetime as dt
 import json
 import logging
@@ -20,7 +20,7 @@ from .tools import configured
 ATTENTION = "Needs Attention"
 TABS = [
     ATTENTION, "Outbox", "Sending", "Failed", "Sent", "Cancelled", "All"]
-# The columns that are seen at first
+# The columns that the list shows at first
 COLUMNS = [
     'state', 'to_addrs', 'title', 'outcome', 'sent_or_due', 'sent_or_due',
     'create_date']
@@ -35,7 +35,7 @@ def statements(case):
         if backend.name != 'sqlite':
             yield statements
             return
-        # A connection logs only if it was opened so
+        # A connection logs its statements only if it was opened so
         with case.transaction(readonly=True) as transaction:
             connection = transaction.connection
         connection.set_trace_callback(logger.debug)
@@ -49,7 +49,7 @@ class WebClientTestCase(RPCTestCase):
     "Test the client"
 
     def action(self):
-        "Return the action of the menu, as the client loads it"
+        "Return the action of the menu as the client loads it"
         with self.transaction(readonly=True):
             menu = Pool().get('ir.model.data').get_id(
                 'email_queue.menu_email_queue')
@@ -129,7 +129,7 @@ class WebClientTestCase(RPCTestCase):
             self.postmaster.queue('search', [], 0, None, order), ids[::-1])
 
     def test_views(self):
-        "Test the views show what they must and let nobody edit"
+        "Test the views show all that they must and let nobody edit"
         views = self.views()
         self.assertEqual(list(views), ['tree', 'form'])
         for type_, (view, root) in views.items():
@@ -153,7 +153,7 @@ class WebClientTestCase(RPCTestCase):
             self.assertEqual(button.get('multiple'), '1')
 
     def test_buttons(self):
-        "Test each button is shown in the states in which it works"
+        "Test each button is visible in the states in which it works"
         shown = {
             'send_now': {'outbox'},
             'retry': {'failed', 'cancelled'},
@@ -174,7 +174,7 @@ class WebClientTestCase(RPCTestCase):
                             state in shown[button.get('name')])
 
     def test_visual(self):
-        "Test the state alone tells by a colour what needs attention"
+        "Test only the colour of the state shows what needs attention"
         _, root = self.views()['tree']
         column = root.find('field[@name="state"]')
         now = dt.datetime.now()
@@ -204,7 +204,9 @@ class WebClientTestCase(RPCTestCase):
                     'muted' if state == 'cancelled' else '')
 
     def test_attention(self):
-        "Test the tab of what needs attention, and each email that does not"
+        """Test the tab Needs Attention, with emails that need attention and
+        others
+        """
         now = dt.datetime.now()
         shown = set()
         for state in STATES:
@@ -226,7 +228,7 @@ class WebClientTestCase(RPCTestCase):
             shown)
 
     def test_empty(self):
-        "Test the form hides what an email does not have"
+        "Test the form hides the fields that are empty"
         view, _ = self.views()['form']
         for name in [
                 'resource', 'expires_at', 'first_attempt', 'sent_at',
@@ -241,8 +243,9 @@ class WebClientTestCase(RPCTestCase):
                         decoder.decode(states)['invisible'], not value)
 
     def test_timestamps(self):
-        "Test the views show times as they are read"
-        # The client takes what it rounds for a change, and wants to save it
+        "Test the views show times in the form in which they are read"
+        # A client takes a time that it rounds for a change, and wants to save
+        # it
         id_ = self.queue()
         now = dt.datetime(2026, 11, 25, 10, 30, 59, 999999)
         self.write(
@@ -263,7 +266,7 @@ class WebClientTestCase(RPCTestCase):
         self.assertEqual(self.read(id_, 'sent_at'), now)
 
     def test_list_without_body(self):
-        "Test the list opens without loading a body"
+        "Test opening the list loads no message"
         self.queue_each_state()
         view, root = self.views()['tree']
         names = [*view['fields'], 'rec_name', '_timestamp', '_write']
@@ -281,13 +284,13 @@ class WebClientTestCase(RPCTestCase):
         self.assertTrue(emails)
         self.assertFalse([s for s in emails if '"msg"' in s])
 
-        # The net has no hole
+        # A statement that reads a message would have been noticed
         with statements(self) as executed:
             self.postmaster.queue('read', ids, ['msg'])
         self.assertTrue([s for s in executed if '"msg"' in s])
 
     def test_confirm(self):
-        "Test the client asks before it does what can not be undone"
+        "Test the client asks before it does what cannot be undone"
         for type_, (_, root) in self.views().items():
             for button in root.iter('button'):
                 with self.subTest(type=type_, button=button.get('name')):
@@ -297,7 +300,7 @@ class WebClientTestCase(RPCTestCase):
                             'retry', 'cancel', 'send_again'})
 
     def test_columns(self):
-        "Test the columns that are seen at first, and that others can be"
+        "Test the columns that are visible at first, and the optional columns"
         _, root = self.views()['tree']
         fields = list(root.iter('field'))
         self.assertEqual(
@@ -311,7 +314,7 @@ class WebClientTestCase(RPCTestCase):
             {e.get('name') for e in fields})
 
     def test_widgets(self):
-        "Test no column is of a kind that the desktop client can not show"
+        "Test the desktop client can show every column"
         view, root = self.views()['tree']
         for element in root.iter('field'):
             name = element.get('name')
@@ -320,7 +323,7 @@ class WebClientTestCase(RPCTestCase):
                     self.assertIn(element.get('widget'), {'date', 'time'})
 
     def test_labels(self):
-        "Test two fields of the list are not filtered by the same name"
+        "Test no two columns have the same label for the filter"
         view, root = self.views()['tree']
         labels = {}
         for element in root.iter('field'):
@@ -332,7 +335,7 @@ class WebClientTestCase(RPCTestCase):
         self.assertEqual(labels['create_date'], "Date")
 
     def test_no_subject(self):
-        "Test an empty subject is told as such, and a subject is found"
+        "Test an empty subject is shown as such, and subjects are found"
         ids = {
             self.queue(msg=f'Subject: {subject}\r\n\r\n'.encode()): shown
             for subject, shown in [
@@ -352,7 +355,7 @@ class WebClientTestCase(RPCTestCase):
                 [('title', 'ASC')]), [order])
 
     def test_outcome(self):
-        "Test one line tells what became of an email, and is found"
+        "Test one line says what became of an email, and is found"
         now = dt.datetime.now()
         words = "550 5.1.1 no\nsuch user"
         line = "550 5.1.1 no such user"
@@ -397,7 +400,7 @@ class WebClientTestCase(RPCTestCase):
                     values.get('error') == words)
 
     def test_outcome_of_what_waits(self):
-        "Test the sentence says what the email waits for"
+        "Test the sentence says what a waiting email waits for"
         at = dt.datetime.now() + dt.timedelta(days=30)
         time = r'\d+/\d+/\d+\s\d\d:\d\d UTC$'
         for values, expected in [
@@ -417,7 +420,9 @@ class WebClientTestCase(RPCTestCase):
                 self.assertRegex(email['outcome'], f'^{expected}')
 
     def test_search_outcome(self):
-        "Test an email is found by its reason, in the language of the user"
+        """Test an email is found by the label of its reason in the user's
+        language
+        """
         refused, deferred, plain = self.queue(), self.queue(), self.queue()
         self.write(refused, reason='refused', error="550 no")
         self.write(deferred, reason='deferred', error="451 no")
@@ -436,7 +441,9 @@ class WebClientTestCase(RPCTestCase):
                         'search', [clause], 0, None, [('id', 'ASC')]), ids)
 
     def test_sent_or_due(self):
-        "Test when an email was sent or goes next is read, found and sorted"
+        """Test the time when an email was sent or goes next is read, found and
+        sorted
+        """
         day = dt.timedelta(days=1)
         noon = dt.datetime(2026, 11, 25, 12)
         ids = {}
@@ -479,7 +486,7 @@ class WebClientTestCase(RPCTestCase):
             found, [ids['sent'], ids['outbox'], ids['sending']])
 
     def test_search(self):
-        "Test an email is found by what is known of it"
+        "Test an email is found by each field that is searched"
         id_ = self.queue(
             from_addr='shop@example.com', to_addrs='jane@example.com',
             msg=b'Subject: Order SO-1\r\nMessage-ID: <1@example.com>\r\n\r\n',
@@ -542,7 +549,7 @@ class WebClientTestCase(RPCTestCase):
         self.assertEqual([empty['text'], empty['html']], [None, None])
 
     def test_html_only(self):
-        "Test an email without plain text has that of its HTML"
+        "Test an email without plain text shows the text of its HTML"
         msg = EmailMessage()
         msg.set_content("<p>Hello</p>", subtype='html')
         email, = self.postmaster.queue(
@@ -551,7 +558,7 @@ class WebClientTestCase(RPCTestCase):
             [email['text'], email['html']], ["Hello", "<div>Hello</div>"])
 
     def test_contents_one_by_one(self):
-        "Test the messages of many records are not held at once"
+        "Test the messages of many records are not in memory at once"
         ids = [self.queue() for _ in range(5)]
         with statements(self) as executed:
             self.postmaster.queue('read', ids, ['text'])
@@ -560,7 +567,7 @@ class WebClientTestCase(RPCTestCase):
         self.assertEqual(len(executed), len(ids))
 
     def test_waiting(self):
-        "Test the recipients that are left"
+        "Test the recipients who still have to get the email"
         id_ = self.queue(
             to_addrs=['a@example.com', 'b@example.com', 'c@example.com'])
         self.write(
@@ -575,7 +582,7 @@ class WebClientTestCase(RPCTestCase):
                     else None)
 
     def test_form_without_body(self):
-        "Test the form asks for the size of the message only"
+        "Test the form asks only for the size of the message"
         id_ = self.queue()
         view, _ = self.views()['form']
         email, = self.postmaster.queue(
@@ -584,7 +591,7 @@ class WebClientTestCase(RPCTestCase):
         self.assertEqual(email['msg'], email['size'])
 
     def test_filename(self):
-        "Test the message is saved as a file that a mail program opens"
+        "Test the name of the file makes a mail program open it"
         for subject, filename in [
                 ("Order SO-1", 'Order-SO-1.eml'),
                 ("../../etc/passwd", 'etcpasswd.eml'),
@@ -615,7 +622,7 @@ class WebClientTestCase(RPCTestCase):
         self.assertEqual(email['resource.']['rec_name'], 'clerk')
 
     def test_resource_models(self):
-        "Test only models that the user reads are offered as records"
+        "Test only models that the user may read are offered as records"
         for session in self.sessions:
             with self.subTest(user=session.login):
                 models = dict(session.queue('get_resources'))
@@ -624,7 +631,7 @@ class WebClientTestCase(RPCTestCase):
                     'email.queue' in models, session in self.readers)
 
     def test_resource_names(self):
-        "Test records that can not be read do not break the list"
+        "Test records that the user may not read do not break the list"
         with self.transaction():
             pool = Pool()
             Lang = pool.get('ir.lang')
@@ -705,7 +712,7 @@ class TestEmailTestCase(RPCTestCase):
         return execute, execute(start)
 
     def test_queue(self):
-        "Test it is queued to oneself, sent and opened"
+        "Test the email is queued to the user, sent and opened"
         execute, result = self.start(self.postmaster)
         self.assertEqual(result['view']['defaults'], {
                 'from_addr': 'tryton@example.com',
@@ -728,7 +735,7 @@ class TestEmailTestCase(RPCTestCase):
         self.assertEqual(self.server.violations, [])
 
     def test_chosen(self):
-        "Test it goes to another address by another server"
+        "Test the email goes to another address by another server"
         with Server() as server, configured(uri_marketing=server.uri):
             execute, result = self.start(self.postmaster)
             names = result['view']['fields_view']['fields']['server']
@@ -744,7 +751,7 @@ class TestEmailTestCase(RPCTestCase):
         self.assertFalse(self.server.received)
 
     def test_errors(self):
-        "Test it says what is missing"
+        "Test the wizard says what is missing"
         self.set_email(self.postmaster, None)
         execute, _ = self.start(self.postmaster)
         with self.assertRaisesRegex(
@@ -763,7 +770,7 @@ class TestEmailTestCase(RPCTestCase):
         self.assertFalse(self.rows())
 
     def test_access(self):
-        "Test only who looks after the queue may"
+        "Test only users who look after the queue may use the wizard"
         for session in self.strangers:
             self.set_email(session, 'user@example.com')
             with self.subTest(user=session.login):
@@ -772,12 +779,12 @@ class TestEmailTestCase(RPCTestCase):
         self.assertFalse(self.rows())
 
     def test_toolbar(self):
-        "Test it is offered in the list"
+        "Test the list offers the wizard"
         actions = self.postmaster.queue('view_toolbar_get')['action']
         self.assertIn("Queue a Test Email", [a['name'] for a in actions])
 
     def test_menu(self):
-        "Test it is in the menu, as an empty list offers nothing"
+        "Test the menu has the wizard, because an empty list offers nothing"
         with self.transaction(readonly=True):
             menu = Pool().get('ir.model.data').get_id(
                 'email_queue.menu_queue_test')

@@ -21,15 +21,15 @@ from .drain import KILLER
 from .postgresql import PostgreSQL, bin_directory
 from .processes import ProcessTestCase, Senders
 
-# Of what had arrived, two sessions, at 2 ms a reply, send so much again after
-# a crash, on average
+# How many of the arrived emails two sessions send again after a crash, on
+# average, with 2 ms a reply
 COPIES = 6
 
 
 @unittest.skipIf(
     backend.name == 'sqlite', "the queue is a copy that grows no more")
 class HeldByOthersTestCase(ProcessTestCase):
-    "What a sender holds at once"
+    "How many rows a sender holds at once"
 
     def test_urgent_passes_bulk(self):
         self.server.delay = {'dot': .1}
@@ -54,7 +54,8 @@ class HeldByOthersTestCase(ProcessTestCase):
         id_ = self.queue(msg=b'Subject: Big\r\n\r\n' + (
                 b'x' * 70 + b'\r\n') * (size // 72))
         with self.transaction() as transaction:
-            # A row for each without a message for each in this process
+            # One message for all rows, so that this process does not hold one
+            # for each
             names = ', '.join([
                     'from_addr', 'to_addrs', 'msg', 'size', 'priority',
                     'scheduled_at', 'attempts', 'crashes', 'state'])
@@ -74,7 +75,7 @@ class KillTestCase(ProcessTestCase):
     server_options = {'delay': .002}
 
     def test_kill(self):
-        "20 times at a random moment"
+        "Kill a sender at a random moment, 20 times"
         count, kills = 600, 20
         self.queue_many(count)
         chance = random.Random(1)
@@ -91,11 +92,11 @@ class KillTestCase(ProcessTestCase):
                     os.kill(pid, signal.SIGKILL)
                     senders.end(pid)
                     unrecorded.append(self.unrecorded(before))
-                    # Or there were nothing more to kill
+                    # Otherwise there would be nothing more to kill
                     self.assertNotEqual(self.states(), {'sent': count})
                     self.recovered()
             self.drain(senders)
-        # That, and nothing else, is sent again
+        # These emails, and no others, are sent again
         self.assertEqual(self.assert_sent(count), sum(unrecorded))
         self.assertLessEqual(sum(unrecorded), COPIES * kills)
 
@@ -107,14 +108,14 @@ class KillTestCase(ProcessTestCase):
             os.kill(pid, signal.SIGTERM)
             self.assertFalse(senders.end(pid))
             unrecorded = self.unrecorded(0)
-            # On SQLite after some time
+            # On SQLite the rows go back after some time
             self.drain(senders)
         self.assertEqual(self.assert_sent(100), unrecorded)
 
     @unittest.skipIf(
         backend.name == 'sqlite', "what it was at waits for its age")
     def test_message_that_kills(self):
-        "Test that it fails, alone, and takes nobody with it"
+        "Test that the email fails, alone, and kills no sender of other emails"
         names = [*(f'r{i}@example.com' for i in range(20)), KILLER]
         random.Random(1).shuffle(names)
         for name in names:
@@ -145,7 +146,7 @@ class KillTestCase(ProcessTestCase):
 
 @unittest.skipUnless(backend.name == 'sqlite', "there it is but one row")
 class LockedTestCase(ProcessTestCase):
-    "Somebody writes in the only database file that there is"
+    "Somebody writes in the only file of the database"
     server_options = {'delay': .005}
 
     def lock(self, seconds, **options):
@@ -170,7 +171,7 @@ class LockedTestCase(ProcessTestCase):
         self.lock(2)
 
     def test_by_the_caller(self):
-        "Test that a run in a transaction that has written costs nothing"
+        "Test that a run in a transaction that has written sends nothing twice"
         self.queue_many(5)
         pool = Pool(self.database)
         with Transaction().start(self.database, 0, readonly=True):
@@ -188,7 +189,7 @@ class LockedTestCase(ProcessTestCase):
             set(self.rows('state', 'attempts', 'crashes')), {('outbox', 0, 0)})
 
     def test_for_too_long(self):
-        "Test that what was accepted meanwhile is recorded in the end"
+        "Test that emails that were accepted meanwhile are recorded in the end"
         self.lock(2.5, busy=1)
 
 
@@ -213,7 +214,9 @@ class ParallelTestCase(ProcessTestCase):
         self.assertEqual(self.assert_sent(200), 0)
 
     def test_rate(self):
-        "No minute sees more than 660 at a rate of 600, no second more than 20"
+        """Test a rate of 600: at most 660 emails in a minute, and 20 in a
+        second
+        """
         count = 120
         self.queue_many(count)
         started = time.monotonic()
@@ -223,13 +226,13 @@ class ParallelTestCase(ProcessTestCase):
             self.drain(senders)
         self.assertEqual(self.assert_sent(count), 0)
         times = sorted(m.time for m in self.server.received)
-        # So has a minute, which is six times ten seconds
+        # So a minute keeps the rate, too, because it has six times ten seconds
         for seconds, limit in [(1, 20), (10, 110)]:
             within = max(
                 sum(start <= t < start + seconds for t in times)
                 for start in times)
             self.assertLessEqual(within, limit, seconds)
-        # Nor is it much slower
+        # The emails are not sent much more slowly either
         self.assertLess(time.monotonic() - started, 2 * count / 10)
 
     def test_one_of_three_killed(self):
@@ -239,7 +242,8 @@ class ParallelTestCase(ProcessTestCase):
             self.server.wait_for(50)
             os.kill(killed, signal.SIGKILL)
             senders.join(*others)
-            # What the dead one held is not lost but waits for the next run
+            # The emails of the dead sender are not lost but wait for the next
+            # run
             self.drain(senders)
         self.assertLessEqual(self.assert_sent(600), 4)
 
@@ -251,7 +255,8 @@ class ParallelTestCase(ProcessTestCase):
             self.cut_sender()
             senders.start()
             self.drain(senders)
-        # What was in flight, and what had arrived since the last record
+        # Emails that were in flight, and emails that had arrived since the
+        # last record
         self.assertLessEqual(self.assert_sent(400), 4)
 
     def cut_sender(self):
@@ -266,7 +271,8 @@ class ParallelTestCase(ProcessTestCase):
 
     def test_postgresql_restarted(self):
         self.queue_many(300)
-        # A commit that is not durable may be lost: not what is tested here
+        # A commit that is not durable may be lost, which this test is not
+        # about
         with PostgreSQL(durable=True) as postgresql:
             self.move_to(postgresql)
             with Senders(self.database, uri=postgresql.uri) as senders:

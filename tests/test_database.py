@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What users and operators do with the database, and what goes on then."""
+"""What users and operators do with the database, and how sending goes on."""
 import datetime as dt
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
 from .. import email_queue, sender, store, tools
-from ..exceptions import EmailQueueError
+from ..exceptions import EmailQueueError, PoolerError
 from ..policy import TROUBLE_DELAY, UNCERTAIN_DELAY
 from ..store import Store
 from ..tools import database_time
@@ -51,7 +51,7 @@ class LockTestCase(QueueTestCase):
             database.put_connection(connection)
 
     def run_beside(self):
-        "Run in a thread, and return its errors"
+        "Run in a thread, and return the errors of the run"
         errors = []
 
         def run():
@@ -78,7 +78,7 @@ class LockTestCase(QueueTestCase):
         self.assertIsNone(self.read(held, 'error'))
 
     def test_sending(self):
-        "Test what a dead sender held, and a user has locked, waits alone"
+        "Test only the locked rows of a dead sender wait"
         held, other, id_ = [self.queue() for _ in range(3)]
         with self.transaction() as transaction:
             transaction.connection.cursor().execute(
@@ -100,12 +100,12 @@ class LockTestCase(QueueTestCase):
 
 
 class Lent:
-    "A connection to a pooler that lends another session to each statement"
+    "A connection to a pooler that gives each statement another session"
 
     def __init__(self, connections):
         self.connections = connections
         self._turns = cycle(connections)
-        # A pooler has one of its own
+        # A pooler has a connection of its own
         info = connections[0].info
         self.info = SimpleNamespace(
             backend_pid=0, transaction_status=info.transaction_status,
@@ -143,7 +143,7 @@ class PoolerTestCase(QueueTestCase):
 
     @contextmanager
     def bouncer(self, mode):
-        "Connections through a PgBouncer"
+        "Connections to the database through a PgBouncer"
         import psycopg
 
         from trytond.backend.postgresql.database import LoggingCursor
@@ -195,7 +195,7 @@ class PoolerTestCase(QueueTestCase):
         ids = [self.queue() for _ in range(3)]
         for run in [self.send_all, lambda: self.send(ids[0])]:
             with self.subTest(run=run):
-                with self.assertRaisesRegex(EmailQueueError, "session"):
+                with self.assertRaisesRegex(PoolerError, "session"):
                     run()
         self.assertEqual(
             {self.read(id_, 'state') for id_ in ids}, {'outbox'})
@@ -206,12 +206,12 @@ class PoolerTestCase(QueueTestCase):
             Pool().get('email.queue')(id_).send()
 
     def test_lent(self):
-        "Test nothing is sent, and it is said"
+        "Test nothing is sent, and an error says why"
         with self.lending():
             self.check_refused()
 
     def test_lent_later(self):
-        "Test a claim for another session is none"
+        "Test a claim in another session claims nothing"
         id_ = self.queue()
         with self.transaction(), \
                 Transaction().new_transaction(autocommit=True):
@@ -231,7 +231,7 @@ class PoolerTestCase(QueueTestCase):
             mine.slot.give_back()
 
     def test_session_is_taken(self):
-        "Test two senders do not share a session that both were lent"
+        "Test two senders that get the same session do not both send"
         with self.transaction(), \
                 Transaction().new_transaction(autocommit=True) as transaction:
             Model = Pool().get('email.queue')
@@ -284,11 +284,13 @@ class ConnectionsTestCase(QueueTestCase):
 
 @unittest.skipUnless(has_locks, "its clock is the one of the host")
 class HostClockTestCase(QueueTestCase):
-    "A host whose clock is an hour slow, or fast"
+    "Test a host whose clock is an hour slow or fast"
 
     @contextmanager
     def clock(self, error):
-        "Let the clock of this host, not of the database, be wrong"
+        """Let the clock of this host be wrong, but not the clock of the
+        database
+        """
         class Time(dt.datetime):
 
             @classmethod
@@ -304,7 +306,7 @@ class HostClockTestCase(QueueTestCase):
 
     def each_clock(self):
         for error in [-HOUR, HOUR]:
-            # Two that are refused alike are the server's fault
+            # If two emails are refused alike, the server is at fault
             self.clear()
             with self.subTest(error=error), self.clock(error):
                 yield

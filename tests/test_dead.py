@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Addresses that do not work: how they are learned, used and let go of."""
+"""Addresses that do not work: how they are learned, used and forgotten."""
 import datetime as dt
 import itertools
 import unittest
@@ -43,18 +43,18 @@ class DeadTestCase(NoticesTestCase):
         self.dead = self.new_address()
 
     def new_address(self):
-        "Return an address that the server refuses when it sees it first"
+        "Return an address that the server refuses the first time"
         return f'rcpt-550x1-5.1.1-no.{next(_numbers)}@example.com'
 
     def known(self):
-        "Return what is known, by address"
+        "Return what is known of each address"
         with self.transaction(readonly=True):
             return {
                 a.address: (bool(a.refused), a.bounces, bool(a.accepted_at))
                 for a in Pool().get('email.queue.address').search([])}
 
     def bounce(self, address, words='550 5.1.1 no', status='5.1.1'):
-        "Send an email that bounces"
+        "Send an email, and let a notice say that it came back"
         self.clear_emails()
         self.queue_sent(address)
         self.receive(about(address, **{
@@ -67,10 +67,10 @@ class DeadTestCase(NoticesTestCase):
 
 
 class LearnTestCase(DeadTestCase):
-    "Test how it is learned that an address does not work"
+    "Test when an address counts as one that does not work"
 
     def test_refused(self):
-        "Test once is enough by the word of the mail server"
+        "Test one refusal by the mail server itself is enough"
         id_ = self.queue([JANE, self.dead.replace('@example', '@EXAMPLE')])
         self.queue('rcpt-550-5.2.2-full@example.com')
         self.queue('rcpt-450-4.1.1-later@example.com')
@@ -82,7 +82,7 @@ class LearnTestCase(DeadTestCase):
             self.assertIn('5.1.1', address.words)
 
     def test_bounced(self):
-        "Test it takes two notices"
+        "Test two notices are needed"
         for count in [1, 2]:
             self.bounce(JANE)
             self.assertEqual(self.known(), {JANE: (False, count, False)})
@@ -93,7 +93,7 @@ class LearnTestCase(DeadTestCase):
                 self.states(), {'sent': 1} if count == 1 else {'failed': 1})
 
     def test_other_bounces(self):
-        "Test what may be over is no reason"
+        "Test other refusals, which may pass, do not count"
         for words, status in [
                 ('552 5.2.2 full', '5.2.2'), ('550 5.7.1 spam', '5.7.1'),
                 ('451 4.4.1 gave up', '4.4.1')]:
@@ -107,14 +107,14 @@ class LearnTestCase(DeadTestCase):
         self.assertEqual(self.known(), {JANE: (False, 1, False)})
 
     def test_redirected(self):
-        "Test nothing is learned where everything goes to one address"
+        "Test nothing is learned with a redirection"
         with configured(redirect=self.dead):
             self.queue(JANE)
             self.send_all()
         self.assertEqual(self.known(), {})
 
     def test_trouble(self):
-        "Test emails are sent though nothing can be learned or known"
+        "Test emails are sent even if nothing can be learned or known"
         self.queue(self.dead)
         self.queue(JANE)
         for name in ['is_used', 'find', 'learn', 'works']:
@@ -129,7 +129,7 @@ class LearnTestCase(DeadTestCase):
 
 
 class UseTestCase(DeadTestCase):
-    "Test what an address that does not work changes"
+    "Test what happens to emails to an address that does not work"
 
     def setUp(self):
         super().setUp()
@@ -139,7 +139,7 @@ class UseTestCase(DeadTestCase):
         self.server.received.clear()
 
     def test_bulk(self):
-        "Test bulk is refused, visibly"
+        "Test bulk emails are refused, with a reason"
         alone = self.queue(self.dead, priority='bulk')
         both = self.queue([JANE, self.dead], priority='bulk')
         self.send_all()
@@ -159,7 +159,7 @@ class UseTestCase(DeadTestCase):
         self.assertEqual(self.known(), {self.dead: (True, 0, False)})
 
     def test_others(self):
-        "Test an invoice or a reset is always tried, and takes it out"
+        "Test other emails are tried, and remove an address that works"
         for priority in ['normal', 'urgent']:
             with self.subTest(priority):
                 id_ = self.queue(self.dead, priority=priority)
@@ -172,7 +172,7 @@ class UseTestCase(DeadTestCase):
             self.assertEqual(len(self.known()), 1)
 
     def test_send_now(self):
-        "Test a person has bulk tried"
+        "Test Send Now sends a bulk email, too"
         id_ = self.queue(self.dead, priority='bulk')
         self.press('send_now', id_)
         self.send_all()
@@ -198,7 +198,7 @@ class UseTestCase(DeadTestCase):
 
 
 class LetGoTestCase(DeadTestCase):
-    "Test how an address works again"
+    "Test how an address counts as working again"
 
     def update(self, **values):
         with self.transaction() as transaction:
@@ -211,7 +211,7 @@ class LetGoTestCase(DeadTestCase):
             Pool().get('email.queue').clean()
 
     def test_time(self):
-        "Test an email that has not bounced for a week takes it out"
+        "Test an email that has not bounced for a week removes the address"
         for _ in range(2):
             self.bounce(JANE)
         self.queue(JANE)
@@ -251,7 +251,7 @@ class LetGoTestCase(DeadTestCase):
 
 
 class DeadAccessTestCase(RPCTestCase, DeadTestCase):
-    "Test who reads the addresses and takes them out"
+    "Test who reads the addresses and removes them"
     contexts = [
         {}, {'_check_access': False}, {'_user': 0, 'user': 0},
         {'groups': [1, 2, 3]}, {'action_id': 1}]
@@ -274,7 +274,7 @@ class DeadAccessTestCase(RPCTestCase, DeadTestCase):
                 self.assertEqual(row['address'], self.dead)
 
     def test_delete(self):
-        "Test who looks after the queue takes an address out"
+        "Test a user who looks after the queue removes an address"
         for session in self.readers:
             with self.subTest(user=session.login):
                 self.queue(self.dead.replace('x1', ''))

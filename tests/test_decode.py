@@ -39,7 +39,7 @@ class ReadingTestCase(unittest.TestCase):
     "Test what is read of a message"
 
     def assertReads(self, data):
-        "Read it, in time, and return what a database can store"
+        "Read the message, in time, and return what a database can store"
         start = time.process_time()
         reading = read(data)
         self.assertLess(time.process_time() - start, SECONDS)
@@ -130,7 +130,7 @@ class ReadingTestCase(unittest.TestCase):
                 self.assertEqual(attachment.type, 'text/plain')
 
     def test_boundaries(self):
-        "Test parts are found where the lines of the boundary are"
+        "Test parts are found by the lines of the boundary"
         head = b'Content-Type: multipart/mixed; boundary="b c"\n\n'
         for body, text in [
                 (b'--b c\n\nA\n--b c\n\nB\n--b c--\n', "A\nB"),
@@ -143,14 +143,14 @@ class ReadingTestCase(unittest.TestCase):
                 self.assertEqual(self.assertReads(head + body).text, text)
 
     def test_without_boundary(self):
-        "Test what claims to have parts and has none"
+        "Test a multipart message that has no parts"
         reading = self.assertReads(
             b'Content-Type: multipart/mixed\n\nHello\n')
         self.assertEqual(
             reading.attachments, [Attachment('', 'multipart/mixed', 7)])
 
     def test_charsets(self):
-        "Test each codec of Python, and what is none"
+        "Test each codec of Python, and names of no codec"
         for charset in [
                 *sorted({*encodings.aliases.aliases.values(), 'idna',
                         'punycode', 'undefined', 'unicode_escape',
@@ -303,7 +303,7 @@ class HTMLTestCase(unittest.TestCase):
                     "<div>b</div>"),
                 ("a <strong>b</strong> <em>c</em> <u>d</u>",
                     "<div>a <b>b</b> <i>c</i> <u>d</u></div>"),
-                # One style at a time
+                # Only one style at a time
                 ("<i>a<b>b<u>c</u></b>d</i>",
                     "<div><i>a</i><b>bc</b><i>d</i></div>"),
                 ("a &lt;b&gt; &amp;lt; c",
@@ -342,7 +342,7 @@ class HTMLTestCase(unittest.TestCase):
 
 
 class FileNameTestCase(unittest.TestCase):
-    "Test the names of the files that attachments are opened as"
+    "Test the file names by which attachments are opened"
 
     def test_names(self):
         for type_, name, expected in [
@@ -362,7 +362,7 @@ class FileNameTestCase(unittest.TestCase):
                 self.assertEqual(part.file_name(1), expected)
 
     def test_email(self):
-        "Test a part that is an email is a file with its subject"
+        "Test an attached email is a file with its subject as name"
         part, = attached(
             b'Content-Type: message/rfc822\r\n\r\n'
             b'Subject: =?utf-8?q?Gr=C3=B6=C3=9Fe?= 1/2\r\n\r\nx')

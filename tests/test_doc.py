@@ -29,11 +29,11 @@ README, DOC = ROOT / 'README.rst', ROOT / 'doc'
 OPTION = {
     README: r'^``(\w+)`` +(?:``(\w+)``)? ',
     DOC / 'configuration.rst':
-        # Not over the next heading
+        # The match must not go beyond the next heading
         r'^``(\w+)``\n=+\n(?:(?!=).*\n)*?'
         r'.*default value is(?:: ``(\w+)``| empty)',
     }
-# Those that a sender does not know
+# The options that a sender does not know
 OTHER_OPTIONS = {'capture': 'False'}
 FIELD = r'^``(\w+)`` '
 DIRECTIVE = re.compile(
@@ -52,7 +52,7 @@ NO_TEXT = re.compile(
     r'(?:\n|(?P=indent) +.*\n)*', re.M)
 LABEL = re.compile(r'^ *\.\. _([^:\n]+):(?: |$)', re.M)
 TITLE = re.compile(r'^(.*\S)\n([#*=~^"-])\2+$', re.M)
-# What is a role's own has its name before it
+# The text of a role has the name of the role before it
 REFERENCE = re.compile(
     r'(?<![`:\w])`(?!`)(?:[^`<]+<)?([^`<>]+)>?`(?P<named>_?)(?!`)')
 DOC_ROLE = re.compile(r':doc:`(?:[^`<]+<)?([^`<>]+)>?`')
@@ -72,13 +72,15 @@ def words(text):
 
 
 def simple_tables(text):
-    "Return the first line and the column widths of tables, with their rows"
+    """Return the first line, the width of the first column and the rows of
+    tables
+    """
     lines = iter(enumerate(text.splitlines(), 1))
     for number, line in lines:
         if not BORDER.fullmatch(line.strip()):
             continue
         columns = [m.span() for m in re.finditer('=+', line)]
-        # The last one has no end
+        # The last column has no end
         columns[-1] = columns[-1][0], None
         rows, borders = [], 1
         while borders < 3:
@@ -93,9 +95,9 @@ def simple_tables(text):
 def torn(width, rows):
     """Return the first cells that may be the rest of the cell above them.
 
-    In a simple table each line with a first cell begins a row. Text that
-    would not have fitted into the line above looks like its rest, and so does
-    what goes on in small letters, or has no other cell.
+    In a simple table each line with a first cell begins a row. A text looks
+    like the rest of the cell above it if it would not have fitted into the
+    line above, begins with a small letter, or has no other cell.
     """
     first = [row for row in rows if row[0]]
     found = []
@@ -126,7 +128,7 @@ class DocTestCase(QueueTestCase):
     "Test the documentation"
 
     def test_examples(self):
-        "Test the examples run, those of a page one after another"
+        "Test the examples run, one after another in each page"
         for path in [
                 README,
                 DOC / 'usage' / 'code.rst',
@@ -145,7 +147,7 @@ class DocTestCase(QueueTestCase):
                 self.assertTrue(self.server.received)
 
     def test_transport(self):
-        "Test the example of another transport sends by HTTP what is for it"
+        "Test the example of another transport sends the emails for it by HTTP"
         code, = examples(DOC / 'usage' / 'transport.rst')
         names = {'__name__': 'example'}
         exec(code, names)
@@ -167,7 +169,7 @@ class DocTestCase(QueueTestCase):
                     Extended.send_all()
         self.assertEqual(
             self.read(ids['taken'], 'state', 'queue_id'), ['sent', 'name'])
-        # As what a server refuses by SMTP: it may refuse all alike
+        # Like a refusal by SMTP: the server may refuse all emails alike
         suspect, error = self.read(ids['400'], 'suspect', 'error')
         self.assertIn('400', error)
         self.assertTrue(suspect)
@@ -177,7 +179,7 @@ class DocTestCase(QueueTestCase):
         self.assertIn(
             ('shop@example.com', 'taken@example.com',
                 self.read(ids['taken'], 'msg')), received)
-        # By SMTP, as before
+        # The other email went by SMTP, as before
         self.assertEqual(self.read(plain, 'state'), 'sent')
         self.assertEqual(len(self.server.received), 1)
 
@@ -210,7 +212,7 @@ class DocTestCase(QueueTestCase):
                 thread.join()
 
     def extend(self, code):
-        "Send by the model as the class of an example changes it"
+        "Send by the model, extended by the class of an example"
         names = {'__name__': 'example'}
         exec(code, names)
         class_, = (c for c in names.values() if type(c) is PoolMeta)
@@ -231,7 +233,7 @@ class DocTestCase(QueueTestCase):
         for path, pattern in OPTION.items():
             with self.subTest(page=path.name):
                 found = re.findall(pattern, path.read_text('utf-8'), re.M)
-                # Read when the module is loaded
+                # These are read when the module is loaded
                 found.remove(('filestore', 'False'))
                 self.assertEqual(
                     [(name, value and OPTIONS[name].parse(value))
@@ -386,7 +388,7 @@ one     eight
         self.assertGreater(found, 100)
 
     def test_images(self):
-        "Test each picture is there, is shown, and is said in words"
+        "Test each picture exists, is shown, and has a description"
         shown = set()
         for path in pages():
             for image, alt in IMAGE.findall(path.read_text('utf-8')):
@@ -398,7 +400,7 @@ one     eight
         self.assertEqual(shown, set((DOC / 'images').resolve().iterdir()))
 
     def test_toctree(self):
-        "Test each page is named once where its folder is listed, by its name"
+        "Test each page is named once in the list of its folder"
         listed = []
         for path in pages():
             for entries in TOCTREE.findall(path.read_text('utf-8')):
@@ -411,13 +413,13 @@ one     eight
             sorted([DOC / 'index.rst', *listed]), sorted(DOC.rglob('*.rst')))
 
     def test_menus(self):
-        "Test the menus are called so in the client"
+        "Test the client has the menus with these names"
         with self.transaction(readonly=True):
             Menu = Pool().get('ir.ui.menu')
             menus = {
                 menu.complete_name.replace(' / ', ' > ')
                 for menu in Menu.search([])}
-        # Of the user, not of the menu
+        # A menu of the user, which is no record of the menu
         menus.add("Preferences > Notifications")
         found = 0
         for path in pages():
@@ -429,7 +431,7 @@ one     eight
         self.assertTrue(found)
 
     def test_names_of_menus(self):
-        "Test the menus are called so in other languages"
+        "Test the menus have these names in other languages"
         languages = ['de', 'fr', 'es']
         names = {}
         for path in [

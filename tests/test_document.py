@@ -33,7 +33,7 @@ class DocumentTestCase(RPCTestCase):
     def archive(
             self, user=None, to='jane@example.com', bcc=None, resource=None,
             **values):
-        "Return the ids of an archived email of a user and of its queued one"
+        "Return the ids of an archived email of a user and of its queued email"
         self.number += 1
         message_id = f'<{self.number}@example.com>'
         user = self.clerk.id if user is None else user
@@ -81,7 +81,7 @@ class DocumentTestCase(RPCTestCase):
         self.assertEqual(self.delivery(self.clerk, email.id), (None, None))
 
     def test_error(self):
-        "Test the server's words"
+        "Test the words of the server are shown"
         id_, _ = self.archive(
             state='failed', reason='refused', error="550 no such user")
         self.assertEqual(
@@ -89,7 +89,7 @@ class DocumentTestCase(RPCTestCase):
             ('failed', "Refused: 550 no such user"))
 
     def test_one_query(self):
-        "Test the deliveries of a list are found by one query"
+        "Test one query finds the deliveries of a list"
         ids = [self.archive()[0] for _ in range(10)]
         with statements(self) as executed:
             emails = self.clerk.call(
@@ -99,7 +99,7 @@ class DocumentTestCase(RPCTestCase):
             len([s for s in executed if '"email_queue"' in s]), 1)
 
     def test_access(self):
-        "Test who may not read an email does not read its delivery"
+        "Test a user who may not read an email does not read its delivery"
         with self.transaction():
             Search = Pool().get('ir.ui.view_search')
             record, = Search.create([{
@@ -112,7 +112,7 @@ class DocumentTestCase(RPCTestCase):
             self.delivery(self.clerk, id_)
 
     def test_hidden(self):
-        "Test hidden recipients are shown to the author and the group only"
+        "Test hidden recipients are shown only to the author and the group"
         error = f"{BCC} 550 5.1.1 <{BCC}>: boss is unknown"
         values = {
             'bcc': BCC, 'state': 'failed', 'reason': 'gave_up',
@@ -131,13 +131,13 @@ class DocumentTestCase(RPCTestCase):
             ('failed', f"{what}a hidden recipient 550 5.1.1"))
 
     def test_views(self):
-        "Test it is in the list and in the form"
+        "Test the list and the form show the delivery"
         for type_ in ['tree', 'form']:
             view = self.clerk.call('ir.email', 'fields_view_get', None, type_)
             self.assertIn('name="delivery"', view['arch'])
 
     def test_relate(self):
-        "Test the group opens the queued emails of any record"
+        "Test the group can open the queued emails of any record"
         resource = f'res.user,{self.clerk.id}'
         id_ = self.queue(resource=resource)
         self.queue(resource=f'res.user,{self.postmaster.id}')

@@ -3,16 +3,18 @@
 """Which error a caller gets, and the data that it needs to go on."""
 import inspect
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 from trytond.pool import Pool
 
-from .. import exceptions, identity
+from .. import exceptions, identity, recorder
 from ..exceptions import (
     ArgumentError, BusyError, ClaimError, CopyError, EmailError,
-    EmailQueueError, HoldError, MessageError, NotSentError, ServerError,
-    SettingError, StateError)
+    EmailQueueError, HoldError, MessageError, NoCopyError, NotSentError,
+    ReadonlyError, RecordError, ServerError, SettingError, StateError)
 from ..settings import Settings
+from ..store import Store
 from .tools import MESSAGE, QueueTestCase, configured
 
 # The arguments that queue_mail refuses, each with its value
@@ -52,13 +54,21 @@ class ErrorsTestCase(QueueTestCase):
         return Pool().get('email.queue').browse(ids)
 
     def test_classes(self):
-        "Test each class has the root, and says what it is"
+        "Test each class has the root as base, and a text that says what it is"
         for name, Error in inspect.getmembers(exceptions, inspect.isclass):
             if Error.__module__ == exceptions.__name__ and (
                     name.endswith('Error') and name != 'LoginError'):
                 with self.subTest(name):
                     self.assertTrue(issubclass(Error, EmailQueueError))
                     self.assertTrue(Error.__doc__)
+
+    def test_root(self):
+        "Test no error has only the class of the root"
+        for path in Path(exceptions.__file__).parent.glob('*.py'):
+            with self.subTest(path.name):
+                self.assertNotRegex(
+                    path.read_text('utf-8'),
+                    r'(raise|return) EmailQueueError\(')
 
     def test_arguments(self):
         valid = {
@@ -115,6 +125,61 @@ class ErrorsTestCase(QueueTestCase):
         with patch.object(identity, 'is_copy', lambda: True), \
                 self.raising(CopyError):
             self.send_all()
+
+    def test_no_copy(self):
+        with self.transaction(), self.raising(NoCopyError):
+            identity._decide()
+
+    def test_readonly(self):
+        with self.transaction(readonly=True):
+            EmailQueue = Pool().get('email.queue')
+            for call in [
+                    lambda: EmailQueue.queue_mail(
+                        'shop@example.com', 'jane@example.com', MESSAGE),
+                    lambda: EmailQueue.queue_mails([]),
+                    lambda: EmailQueue.erase_address('jane@example.com')]:
+                with self.raising(ReadonlyError):
+                    call()
+
+    def test_not_recorded(self):
+        def failing(store, rows):
+            raise store.Error("no room")
+
+        id_ = self.queue()
+        with patch.object(Store, 'record', failing), \
+                patch.object(recorder, 'GIVE_UP_SECONDS', 0), \
+                patch.object(recorder, 'RETRY_SECONDS', 0), \
+                configured(uncertain='retry'):
+            with self.raising(RecordError) as raised:
+                self.send_all()
+            self.assertIn("no room", raised.exception.message)
+            with self.transaction(), self.raising(RecordError):
+                self.emails(id_)[0].send()
+
+    def wizard(self, name):
+        Wizard = Pool().get(name, type='wizard')
+        session_id, _, _ = Wizard.create()
+        return Wizard(session_id)
+
+    def test_wizards(self):
+        with self.transaction():
+            send_to = self.wizard('email.queue.send_to')
+            with self.raising(ArgumentError, argument='active_id'):
+                send_to.do_send({})
+            archived = self.wizard('ir.email.send_again')
+            with self.raising(ArgumentError, argument='active_ids'):
+                archived.transition_send()
+            check = self.wizard('email.queue.test')
+            with self.raising(ArgumentError, argument='to_addr'):
+                check.do_queue_email({})
+            with configured('email', **{'from': None}), \
+                    self.raising(SettingError, option='from', value=''):
+                check.default_start([])
+
+    def test_attachments(self):
+        with self.transaction(1, context={'_check_access': True}), \
+                self.raising(ArgumentError, argument='ids', value='[1, 2]'):
+            Pool().get('email.queue.attachment').read([1, 2], ['data'])
 
     def test_server(self):
         self.queue()
@@ -175,7 +240,7 @@ class ErrorsTestCase(QueueTestCase):
                     type(email).queue_again(each)
 
     def test_one_of_several(self):
-        "Test what a caller may catch to go on with the other emails"
+        "Test which error a caller may catch to go on with the other emails"
         for Error in [
                 StateError, MessageError, BusyError, ClaimError, NotSentError]:
             self.assertTrue(issubclass(Error, EmailError))

@@ -33,7 +33,7 @@ class FaultTestCase(QueueTestCase):
         self.addCleanup(self.server.script.clear)
 
     def later(self, minutes):
-        "Let so much time pass for all that is stored"
+        "Let so much time pass for everything that is stored"
         delta = dt.timedelta(minutes=minutes)
         for table, names in TIMES.items():
             t = Table(table)
@@ -61,7 +61,7 @@ class FaultTestCase(QueueTestCase):
 
 
 class SuspectTestCase(FaultTestCase):
-    "At a quiet site, one run a minute or an hour"
+    "A site with few emails: one run a minute or an hour"
 
     def test_three_and_nothing_accepted(self):
         for script, words in [
@@ -148,7 +148,7 @@ class SuspectTestCase(FaultTestCase):
             self.read(bad, 'state', 'attempts'), ['outbox', 0])
 
     def test_accepted_for_some(self):
-        "Test that an email accepted for one recipient only counts, too"
+        "Test that an email accepted for only one recipient counts, too"
         bad = self.queue('rcpt-554-5.7.1-denied@example.com')
         self.send_all()
         self.queue('jane@example.com, rcpt-550-5.1.1@example.com')
@@ -169,7 +169,7 @@ class SuspectTestCase(FaultTestCase):
             self.assertEqual(self.read(bad, 'state'), 'outbox')
 
     def test_settled_by_the_next(self):
-        "Test that no second try is needed where the next one is accepted"
+        "Test that no second try is needed if the next email is accepted"
         bad = self.queue('rcpt-554-5.7.1-denied@example.com')
         good = self.queue()
         with configured(connections=1):
@@ -205,7 +205,7 @@ class SuspectTestCase(FaultTestCase):
             [('failed', 'gave_up', '554 5.7.1 Relay access denied')] * 2)
 
     def test_deferred_alone(self):
-        "Test that what is refused for now is no suspect that fails"
+        "Test that an email that is refused for now does not fail as a suspect"
         self.server.script['rcpt'] = '451 4.7.1 Greylisted'
         id_ = self.queue()
         for attempts in [1, 2, 3]:
@@ -238,7 +238,7 @@ class SuspectTestCase(FaultTestCase):
                 self.assertEqual(self.states(), {'failed': 12})
 
     def test_retry(self):
-        "Test that a person's retry starts from the beginning"
+        "Test that Retry by a person starts from the beginning"
         self.server.script.update(DENIED)
         id_ = self.queue()
         self.send_all()
@@ -278,7 +278,7 @@ class SuspectTestCase(FaultTestCase):
         self.assertIn('554 5.7.1 AADSTS7000222 denied, queue 10', message)
 
     def test_message_removed(self):
-        "Test that what the server has no part in is the email's own"
+        "Test that what the server did not decide is the email's own fault"
         self.queue_many(3)
         t = Table('email_queue')
         with self.transaction() as transaction:
@@ -290,7 +290,9 @@ class SuspectTestCase(FaultTestCase):
             [('failed', 'no_message', None)] * 3)
 
     def test_erase(self):
-        "Test that an address goes from what is told of the server, too"
+        """Test that an erased address is also erased from what is known of the
+        server
+        """
         address = 'jane@example.com'
         self.server.script['rcpt'] = f'554 5.7.1 <{address}>: denied'
         self.queue_many(2)
@@ -310,10 +312,10 @@ class SuspectTestCase(FaultTestCase):
 
 
 class BusyTestCase(FaultTestCase):
-    "In a run that has much to do"
+    "A run that has many emails to send"
 
     def test_bad_ones_among_good_ones(self):
-        "Test that a few bad ones after each other do not end a run"
+        "Test that a few bad emails after each other do not end a run"
         for i in range(200):
             if i % 20 in {7, 8, 9}:
                 self.queue(f'dot-554-5.7.1-spam.{i}@example.com')
@@ -339,7 +341,7 @@ class BusyTestCase(FaultTestCase):
 class RecipientsTestCase(FaultTestCase):
 
     def test_too_many(self):
-        "Test that those the server did not want yet go at once"
+        "Test that recipients who were too many follow at once"
         for reply in [
                 '452 4.5.3 Too many recipients', '550 5.5.3 no more',
                 '554 5.5.3 no more', '451 4.5.3 no more', '452 enough',
@@ -361,7 +363,7 @@ class RecipientsTestCase(FaultTestCase):
                     [1, 3, 3, 3])
 
     def test_none_taken(self):
-        "Test that a server which takes not even one ends in no loop"
+        "Test that a server that takes not even one recipient causes no loop"
         self.server.script['rcpt'] = '550 5.5.3 Too many recipients'
         id_ = self.queue(['a@example.com', 'b@example.com'])
         self.send_all()
@@ -413,7 +415,7 @@ class FaultSessionTestCase(FaultTestCase):
                         set(self.rows('attempts', 'error')), {(1, None)})
                     self.assertEqual(len(self.server.received), 70)
                     self.assertLess(self.refused, connections)
-                    # The next run knows
+                    # The next run knows the number
                     self.only(1, step, reply)
                     self.queue_many(10)
                     self.send_all()
@@ -451,7 +453,7 @@ class FaultSessionTestCase(FaultTestCase):
         self.assertEqual(self.states(), {'outbox': 20})
 
     def test_ended_session(self):
-        "Test all ways to say that a session has ended"
+        "Test all ways in which a server says that a session has ended"
         for reply in [
                 '451 4.4.2 Timeout', '452 4.4.5 enough',
                 '452 4.4.5 Maximum number of messages per session exceeded',
@@ -460,7 +462,7 @@ class FaultSessionTestCase(FaultTestCase):
                 '554 5.4.2 session limit', '421 4.7.0 bye']:
             for step in ['mail', 'rcpt', 'data', 'dot']:
                 if step == 'dot' and reply[:3] == '421':
-                    # Of this one it can not be told
+                    # This answer does not say so
                     continue
                 for pipelining in [True] + [False] * (reply[:5] == '451 4'):
                     with self.subTest(
@@ -494,7 +496,7 @@ class FaultSessionTestCase(FaultTestCase):
                     self.rows('state', 'attempts'), [('outbox', 0)])
 
     def test_refused_ehlo(self):
-        "Test that the words are told which say what is wrong with the name"
+        "Test that the error has the words about the client's name"
         words = '550 5.7.1 localhost is no name for a host'
         for script in [
                 {'ehlo': words, 'helo': '503 5.5.1 what?'},
@@ -545,7 +547,7 @@ class FaultThrottleTestCase(FaultTestCase):
                     {('sent', 1, None)})
                 self.assertEqual(len(self.server.received), 40)
                 self.assertLessEqual(self.server.sessions - sessions, 2)
-                # It was found, not tried again and again
+                # The rate was found, not tried again and again
                 self.assertLess(self.refused, 15)
 
     def test_remembered(self):
@@ -556,12 +558,14 @@ class FaultThrottleTestCase(FaultTestCase):
             cursor = transaction.connection.cursor()
             cursor.execute('SELECT rate FROM email_queue_server')
             (rate,), = cursor.fetchall()
-        # A minute, half and about what is allowed in a second
+        # A minute: half and about the rate that the server takes in a second
         self.assertGreater(rate, 200)
         self.assertLess(rate, 3000)
 
     def test_one_message_that_is_never_taken(self):
-        "Test that it does not hold up the others for long"
+        """Test that a message that is never taken does not hold up the others
+        for long
+        """
         self.queue('dot-454-4.7.0-slowly@example.com')
         self.queue_many(100)
         with configured(run_time=20):
@@ -604,7 +608,7 @@ class LoginTestCase(FaultTestCase):
             self.run_cron()
             waits.append(self.logins - before)
             self.later(1)
-        # As many as sessions at first, then one
+        # As many logins as sessions at first, then one
         self.assertLessEqual(waits[0], 2)
         self.assertEqual(
             [n for n, tried in enumerate(waits) if tried],
@@ -670,7 +674,7 @@ class LoginTestCase(FaultTestCase):
 
 
 class FaultErrorTestCase(FaultTestCase):
-    "What is said of an email that some have got"
+    "What is said about an email that some recipients have got"
 
     to_addrs = [
         'jane@example.com', 'rcpt-550-5.1.1-gone@example.com',
@@ -724,7 +728,7 @@ class FaultErrorTestCase(FaultTestCase):
 
 
 class FaultProcessesTestCase(ProcessTestCase):
-    "What one process has learned, another knows"
+    "What one process has learned is known to the others"
 
     def setUp(self):
         super().setUp()
@@ -776,7 +780,7 @@ class FaultProcessesTestCase(ProcessTestCase):
                     ['shop@example.com', dt.datetime(2020, 1, 1)],
                     where=t.suspect == None))  # noqa: E711
         self.run_one()
-        # It would have failed if it were alone
+        # The email would have failed if it were the only suspect
         self.make_due()
         self.run_one()
         self.assertEqual(self.states(), {'outbox': 2})

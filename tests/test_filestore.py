@@ -76,7 +76,7 @@ class FilestoreTestCase(QueueTestCase):
 class StoredTestCase(FilestoreTestCase):
 
     def test_send(self):
-        "Test a message is in a file, and sent and read from there"
+        "Test a message is in a file, and is sent and read from the file"
         id_ = self.queue()
         self.assertEqual(self.columns(id_), (False, True))
         path, = self.paths()
@@ -103,7 +103,7 @@ class StoredTestCase(FilestoreTestCase):
             self.assertEqual(len(writing), 1, writing)
 
     def test_mixed(self):
-        "Test what was stored before is sent, whatever is configured now"
+        "Test earlier messages are sent, whatever is configured now"
         with self.to_filestore(False):
             ids = [self.queue()]
         ids.append(self.queue())
@@ -144,7 +144,7 @@ class StoredTestCase(FilestoreTestCase):
                 expected)
 
     def test_missing(self):
-        "Test a file that is not there is waited for"
+        "Test an email whose file is missing waits"
         ids = [self.queue(), self.queue(), self.queue()]
         for path in self.paths():
             if path.read_bytes() == self.read(ids[0], 'msg'):
@@ -169,7 +169,7 @@ class StoredTestCase(FilestoreTestCase):
         self.assertEqual(self.read(ids[0], 'state'), 'sent')
 
     def test_missing_all(self):
-        "Test a machine without the files fails nothing"
+        "Test no email fails on a machine without the files"
         ids = [self.queue() for _ in range(12)]
         with tempfile.TemporaryDirectory() as other:
             with configured('database', path=other):
@@ -182,7 +182,7 @@ class StoredTestCase(FilestoreTestCase):
     @unittest.skipIf(
         backend.name == 'sqlite', "all transactions share a connection")
     def test_rollback(self):
-        "Test a rollback leaves no file, a commit all"
+        "Test a rollback leaves no file, and a commit leaves all files"
         for end in ['rollback', 'error', 'commit']:
             with self.subTest(end=end):
                 try:
@@ -200,7 +200,7 @@ class StoredTestCase(FilestoreTestCase):
     @unittest.skipIf(
         backend.name == 'sqlite', "all transactions share a connection")
     def test_rollback_autocommit(self):
-        "Test the file of a row that is committed stays, whatever follows"
+        "Test the file of a committed row stays, whatever follows"
         with self.assertRaises(ValueError):
             with Transaction().start(DB_NAME, 0, autocommit=True):
                 email, = Pool().get('email.queue').queue_mail(
@@ -211,7 +211,7 @@ class StoredTestCase(FilestoreTestCase):
     @unittest.skipIf(
         backend.name == 'sqlite', "all transactions share a connection")
     def test_failed_commit(self):
-        "Test the file stays where nobody knows whether the commit happened"
+        "Test the file stays if nobody knows whether the commit happened"
         with self.assertRaises(OSError):
             with self.transaction() as transaction:
                 Pool().get('email.queue').queue_mail(
@@ -230,7 +230,7 @@ class StoredTestCase(FilestoreTestCase):
 
 
 class RemoveTestCase(FilestoreTestCase):
-    "Test a file goes with its message"
+    "Test a file is removed with its message"
 
     def queue_sent(self, days):
         id_ = self.queue()
@@ -251,7 +251,7 @@ class RemoveTestCase(FilestoreTestCase):
         self.assertEqual(self.read(emptied, 'content'), 'removed')
 
     def test_sensitive(self):
-        "Test it goes as soon as the email is sent"
+        "Test the file is removed as soon as the email is sent"
         id_ = self.queue(sensitive=True)
         other = self.queue()
         self.assertIsNone(self.read(id_, 'msg'))
@@ -262,7 +262,7 @@ class RemoveTestCase(FilestoreTestCase):
         self.assertEqual(self.columns(id_), (False, False))
 
     def test_sensitive_left(self):
-        "Test what could not go at once goes with the daily job"
+        "Test the daily job removes files that could not be removed at once"
         self.queue(sensitive=True)
         with patch.object(files, 'purge', side_effect=OSError):
             self.send_all()
@@ -284,7 +284,7 @@ class RemoveTestCase(FilestoreTestCase):
             return [e.id for e in Pool().get('email.queue').search([])]
 
     def test_delete(self):
-        "Test the ORM's delete and trytond's own job for the files"
+        "Test the delete of the ORM, and trytond's own job for the files"
         id_ = self.queue()
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -295,7 +295,7 @@ class RemoveTestCase(FilestoreTestCase):
         self.assertEqual(self.paths(), [])
 
     def test_still_used(self):
-        "Test a file that a row has stays, as after a crash"
+        "Test a file that a row refers to stays, as after a crash"
         id_ = self.queue()
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -304,7 +304,7 @@ class RemoveTestCase(FilestoreTestCase):
         self.assertTrue(self.read(id_, 'msg'))
 
     def test_written(self):
-        "Test a message that is replaced leaves no file"
+        "Test a replaced message leaves no file"
         id_ = self.queue()
         self.write(id_, msg=b'Subject: Other\r\n\r\n')
         with self.to_filestore(False):
@@ -342,7 +342,7 @@ class MoveTestCase(FilestoreTestCase):
         self.assertEqual(len(self.server.received), 5)
 
     def test_sending(self):
-        "Test the message of an email that is with a sender stays"
+        "Test the message of an email that is with a sender is not moved"
         id_ = self.queue()
         self.write(id_, state='sending')
         with self.to_filestore(False):
@@ -355,7 +355,7 @@ class MoveTestCase(FilestoreTestCase):
         self.assertEqual(len(self.paths()), 1)
 
     def test_lost(self):
-        "Test a file that is lost is left as it is"
+        "Test a lost file changes nothing"
         lost, id_ = self.queue(), self.queue(msg=b'Subject: Other\r\n\r\n')
         for path in self.paths():
             if b'Other' not in path.read_bytes():
@@ -366,7 +366,7 @@ class MoveTestCase(FilestoreTestCase):
         self.assertEqual(self.columns(id_), (True, False))
 
     def test_crash(self):
-        "Test what was moved before an error is moved and has its file"
+        "Test messages that were moved before an error have their files"
         with self.to_filestore(False):
             ids = [self.queue() for _ in range(3)]
         EmailQueue = Pool(DB_NAME).get('email.queue')

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""A message goes out as it was given: what a ``Message`` is as bytes."""
+"""A message leaves as it was given: the bytes that a ``Message`` becomes."""
 import datetime as dt
 import re
 import unittest
@@ -24,7 +24,7 @@ from .corpus import compare, messages
 HOST = 'host.example.com'
 POLICIES = [compat32, default, SMTP]
 LONG_URL = f'https://example.com/unsubscribe?token={"0123456789abcdef" * 4}'
-# RFC 3461 and others: an ASCII value that no encoded word may be in
+# RFC 3461 and others: an ASCII value in which no encoded word is allowed
 TOKENS = {
     'List-Unsubscribe': f'<{LONG_URL}>',
     'References': ' '.join(f'<{"x" * 70}{i}@example.com>' for i in range(20)),
@@ -60,11 +60,11 @@ def field(data, name):
 
 
 class EightBitTestCase(unittest.TestCase):
-    "8-bit content of a parsed message"
+    "Test 8-bit content of a parsed message"
     body = 'Grüße\n'.encode()
 
     def test_encodings(self):
-        "Test it is queued whatever the message calls it"
+        "Test such content is queued, whatever encoding the message names"
         for encoding in [
                 '8-bit', '8BIT', '8bit (as is)', '8bit; x=y',
                 'quoted-printable', 'base64', 'base64 (x)', '7bit', 'binary',
@@ -81,7 +81,7 @@ class EightBitTestCase(unittest.TestCase):
                             message_from_bytes(raw, policy=policy), HOST)
                         text = parsed(data).get_payload(decode=True)
                         if encoding.startswith('base64'):
-                            # There are no 8-bit bytes in it
+                            # The content has no 8-bit bytes
                             self.assertTrue(data.isascii())
                         elif encoding.startswith(('x-', 'unknown')):
                             self.assertIn(
@@ -152,7 +152,7 @@ class EightBitTestCase(unittest.TestCase):
 
 
 class EightBitHeaderTestCase(unittest.TestCase):
-    "8-bit bytes in a header of a parsed message"
+    "Test 8-bit bytes in the header of a parsed message"
 
     def test_parameter(self):
         "Test an attachment with a raw name is an attachment"
@@ -200,10 +200,10 @@ class EightBitHeaderTestCase(unittest.TestCase):
 
 
 class TokensTestCase(unittest.TestCase):
-    "Long ASCII values"
+    "Test long ASCII values"
 
     def test_tokens(self):
-        "Test each is folded at blanks only and says the same"
+        "Test each value is folded at blanks only and means the same"
         for name, value in TOKENS.items():
             for cls in [EmailMessage, Message]:
                 message = cls()
@@ -232,7 +232,7 @@ class TokensTestCase(unittest.TestCase):
 
 
 class AddressFieldsTestCase(unittest.TestCase):
-    "What addresses() reads of a field is what the caller gave"
+    "Test addresses() reads from a field what the caller gave"
 
     @settings(max_examples=300, deadline=None)
     @given(people)
@@ -247,7 +247,7 @@ class AddressFieldsTestCase(unittest.TestCase):
             message = EmailMessage()
             message['To'] = given_
         except Exception:
-            # Not what the standard library takes
+            # Without values that the standard library does not take
             return
         expected = [
             a for p in people for a in addresses('to', f'{p[1]}@{p[2]}')]
@@ -319,7 +319,7 @@ class AddressFieldsTestCase(unittest.TestCase):
 
 
 class OnceTestCase(unittest.TestCase):
-    "What RFC 5322 3.6 allows once"
+    "Test fields that RFC 5322 3.6 allows once"
 
     def test_lists(self):
         "Test several lists of addresses become one"
@@ -334,7 +334,7 @@ class OnceTestCase(unittest.TestCase):
                     field(data, name), 'a@example.com, b@example.com')
 
     def test_texts(self):
-        "Test several different texts are an error, equal ones leave once"
+        "Test different texts are an error, and equal texts leave once"
         for name in ['Subject', 'Sender', 'Date', 'Message-ID']:
             for values, count in [(['a', 'a'], 1), (['a', 'b'], None)]:
                 message = Message()
@@ -353,7 +353,7 @@ class OnceTestCase(unittest.TestCase):
                     self.assertEqual(cm.exception.value, name)
 
     def test_received(self):
-        "Test what may be there several times is"
+        "Test fields that a message may have several times"
         message = Message()
         for _ in range(3):
             message['Received'] = 'from a'
@@ -364,7 +364,7 @@ class GivenBytesTestCase(unittest.TestCase):
     "Bytes and text"
 
     def test_bom(self):
-        "Test a mark before the header is dropped, one of a text is not"
+        "Test a mark before the header is removed, but not a mark in a text"
         for rest in [b'Subject: x\r\n\r\n\xef\xbb\xbfa\r\n',
                 b'From a@b Thu Jan  1 00:00:00 2026\r\nSubject: x\r\n\r\n']:
             data = prepare(b'\xef\xbb\xbf' + rest, HOST)
@@ -382,10 +382,10 @@ class GivenBytesTestCase(unittest.TestCase):
 
 
 class CorpusTestCase(unittest.TestCase):
-    "Messages of others"
+    "Test messages of others"
 
     def test_corpus(self):
-        "Test each leaves with the content that it came with"
+        "Test each message leaves with its content"
         count = 0
         for name, data in messages():
             with self.subTest(name):

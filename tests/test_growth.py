@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What a client asks of a large queue is answered by indexes."""
+"""Indexes answer what a client asks of a large queue."""
 import unittest
 from contextlib import contextmanager
 
@@ -57,7 +57,7 @@ class GrowthTestCase(QueueTestCase):
 
     @contextmanager
     def trigrams(self):
-        "With the extension, and the indexes that an update makes then"
+        "Make the extension, and the indexes that an update then makes"
         def update():
             backend.Database.clear_cache()
             with self.transaction():
@@ -65,7 +65,7 @@ class GrowthTestCase(QueueTestCase):
                 before = EmailQueue._sql_indexes.copy()
                 EmailQueue.__setup_indexes__()
                 EmailQueue._update_sql_indexes()
-                # They are those of the class
+                # These are the indexes of the class
                 EmailQueue._sql_indexes = before
 
         def execute(query):
@@ -81,7 +81,7 @@ class GrowthTestCase(QueueTestCase):
             update()
 
     def test_search_box(self):
-        "Test the search box reads no table from end to end"
+        "Test the search box does not read the whole table"
         self.fill(50000)
         domain = [('rec_name', 'ilike', '%c4ca4238a0b9@nowhere%')]
         self.assertIn('Seq Scan', self.plan(domain))

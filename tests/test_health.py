@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The health of the queue: numbers, route, command, and who is told."""
+"""The health of the queue: numbers, route, command, and notifications."""
 import datetime as dt
 import json
 import os
@@ -67,7 +67,7 @@ class NumbersTestCase(Ages, QueueTestCase):
         self.assertLess(numbers.age, 600)
 
     def test_reasons(self):
-        "Test those with a reason are counted by it, in each state"
+        "Test emails with a reason are counted by their reason, in each state"
         for state, reason, count in [
                 ('failed', 'expired', 2), ('failed', 'refused', 1),
                 ('outbox', 'deferred', 2), ('sending', 'deferred', 1),
@@ -80,7 +80,7 @@ class NumbersTestCase(Ages, QueueTestCase):
                 'waiting': {'deferred': 3}})
 
     def test_oldest(self):
-        "Test the oldest is found whatever its priority and state"
+        "Test the oldest email is found, whatever its priority and state are"
         self.put(20 * DAY, 'sent')
         self.put(20 * DAY, 'failed')
         self.put(-DAY, priority='urgent')
@@ -96,7 +96,7 @@ class NumbersTestCase(Ages, QueueTestCase):
                 self.assertLess(age, oldest.total_seconds() + 60)
 
     def test_limits(self):
-        "Test what is healthy at and beyond the limits"
+        "Test when the queue is healthy, at and beyond the limits"
         for values, healthy in [
                 ((0, 0, 0, 0, 900, 0), True),
                 ((1, 1, 9, 900, 900, 0), True),
@@ -121,7 +121,7 @@ class NumbersTestCase(Ages, QueueTestCase):
 
     @unittest.skipUnless(backend.name == 'postgresql', "it has no settings")
     def test_session(self):
-        "Test the connection of the caller keeps the settings that it had"
+        "Test the connection of the caller keeps its settings"
         names = [
             'statement_timeout', 'lock_timeout',
             'default_transaction_isolation', 'tcp_keepalives_idle']
@@ -139,7 +139,7 @@ class NumbersTestCase(Ages, QueueTestCase):
 
     @unittest.skipUnless(backend.name == 'postgresql', "it has other plans")
     def test_indexes(self):
-        "Test no number reads the table from end to end"
+        "Test no number reads the whole table"
         with self.transaction() as transaction:
             cursor = transaction.connection.cursor()
             cursor.execute("""
@@ -268,7 +268,8 @@ class HealthRouteTestCase(Ages, RPCTestCase):
 
     def test_inactive_member(self):
         with self.transaction():
-            # Of its own, as who is deactivated has no session any more
+            # In a test of its own, because a deactivated user has no session
+            # any more
             user, = Pool().get('res.user').create([{
                         'name': "Leaving",
                         'login': 'leaving',
@@ -284,7 +285,7 @@ class HealthRouteTestCase(Ages, RPCTestCase):
             'email_queue.group_email_queue')
 
     def test_group_inherits(self):
-        "Test a group whose parent is the group is one of members, too"
+        "Test the users of a group below the group are members, too"
         with self.transaction():
             Group = Pool().get('res.group')
             group, = Group.create([
@@ -310,7 +311,7 @@ class HealthRouteTestCase(Ages, RPCTestCase):
             self.get(url='/nowhere/email_queue/health').status_code, 404)
 
     def test_key_by_client(self):
-        "Test a member makes the key in the preferences"
+        "Test a member makes the key in the preferences of the client"
         self.assertIn(
             ['email_queue', "Email Queue"],
             [list(choice) for choice in self.postmaster.call(
@@ -338,7 +339,7 @@ class HealthRouteTestCase(Ages, RPCTestCase):
 
 
 class WatchTestCase(Ages, RPCTestCase):
-    "Test who is told that the queue is late, and how often"
+    "Test who is notified that the queue is late, and how often"
 
     def setUp(self):
         super().setUp()
@@ -356,7 +357,7 @@ class WatchTestCase(Ages, RPCTestCase):
             Pool().get('email.queue.health').watch()
 
     def told(self):
-        "Return the logins of those who were told, and the texts"
+        "Return the logins of the notified users, and the texts"
         with self.transaction(readonly=True):
             return [
                 (n.user.login, n.label, n.description)
@@ -371,7 +372,7 @@ class WatchTestCase(Ages, RPCTestCase):
         self.assertEqual(self.told(), [])
 
     def test_hold(self):
-        "Test nothing is late where nothing is to be sent"
+        "Test the queue is not late while nothing is to be sent"
         self.put(20 * MINUTE)
         with configured(hold=True):
             self.watch()
@@ -380,7 +381,7 @@ class WatchTestCase(Ages, RPCTestCase):
         self.assertTrue(self.told())
 
     def test_scheduled(self):
-        "Test what is deferred on purpose is not late, however old"
+        "Test emails that are deferred on purpose do not make the queue late"
         id_ = self.put(-MINUTE)
         with self.transaction() as transaction:
             t = Pool().get('email.queue').__table__()
@@ -424,7 +425,7 @@ class WatchTestCase(Ages, RPCTestCase):
         self.assertEqual(len(self.told()), 1)
 
     def test_nobody_to_tell(self):
-        "Test administrators are told while nobody is in the group"
+        "Test administrators are notified while nobody is in the group"
         def set_groups(action):
             with self.transaction():
                 User = Pool().get('res.user')
@@ -444,7 +445,7 @@ class WatchTestCase(Ages, RPCTestCase):
         self.assertEqual(len(self.told()), 1)
 
     def test_scheduled_action(self):
-        "Test the scheduler tells while the server takes nothing"
+        "Test the scheduler notifies while the server takes nothing"
         with self.transaction():
             Cron = Pool().get('ir.cron')
             crons = Cron.search([
@@ -512,7 +513,7 @@ class HealthCommandTestCase(Ages, QueueTestCase):
         status, output = self.run_script(*args, **options)
         self.assertEqual(status, 3)
         self.assertRegex(output, r'\AEMAIL QUEUE UNKNOWN: .+\n\Z')
-        # The start of the interpreter comes to it
+        # The start of the interpreter takes additional time
         self.assertLess(time.monotonic() - started, 5 + 5)
         return output
 
@@ -540,7 +541,7 @@ class HealthCommandTestCase(Ages, QueueTestCase):
                     'secret', self.assertUnknown('-d', 'x', '-t', '2'))
 
     def test_no_answer(self):
-        "Test a server that refuses, one that is silent and a lock"
+        "Test a server that refuses, a server that is silent, and a lock"
         with socket.socket() as silent:
             silent.bind(('127.0.0.1', 0))
             silent.listen()
@@ -562,7 +563,7 @@ class HealthCommandTestCase(Ages, QueueTestCase):
         self.assertEqual(self.run_script('--help')[0], 0)
 
     def test_configuration_file(self):
-        "Test the database is the one that the file says"
+        "Test the database is the database that the file names"
         environ = {
             name: value for name, value in os.environ.items()
             if not name.startswith('TRYTOND_DATABASE')}

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What the history of an email tells, who reads it, and when it goes."""
+"""What is in the history of an email, who reads it, and when it is deleted."""
 import datetime as dt
 import unittest
 from unittest.mock import patch
@@ -26,7 +26,7 @@ ROW = dict.fromkeys(Row._fields) | {
 SENT = {'accepted': ['a@x.test', 'b@x.test', 'c@x.test']}
 TROUBLE = smtp.Trouble('554 5.7.1 denied', lasting=True)
 ALL = 'a@x.test\nb@x.test\nc@x.test'
-# Name, values of the row, outcome, what is told
+# Name, values of the row, outcome, events
 TOLD = [
     ('success', {}, SENT, []),
     ('not handed over', {}, None, []),
@@ -75,7 +75,7 @@ TOLD = [
 
 
 class HistoryToldTestCase(unittest.TestCase):
-    "Test what is told of an outcome"
+    "Test the events of an outcome"
 
     def test_told(self):
         for name, values, outcome, expected in TOLD:
@@ -85,13 +85,13 @@ class HistoryToldTestCase(unittest.TestCase):
                     outcome = smtp.Outcome(queue_ids=['4A1B'], **outcome)
                 after = policy.after(
                     row, outcome, NOW, Settings(max_attempts=9))
-                told = history.told(row, after, outcome)
+                told = history.with_events(row, after, outcome)
                 self.assertEqual(
                     list(told.events), [history.Event(*e) for e in expected])
                 self.assertEqual(told, after._replace(events=told.events))
 
     def test_suspect(self):
-        "Test a suspect is told once as long as the server says the same"
+        "Test a suspect has one event as long as the server says the same"
         row = Row(**ROW)
         outcome = smtp.Outcome()
         outcome.refuse(row.remaining, 'mail', '554 5.7.1 denied')
@@ -103,7 +103,7 @@ class HistoryToldTestCase(unittest.TestCase):
             row = row._replace(reason=reason, error=error)
             after = policy.suspected(
                 row, outcome, NOW, Settings(), alone=False)
-            told = history.told(row, after, outcome)
+            told = history.with_events(row, after, outcome)
             self.assertEqual(list(told.events), expected)
 
     def test_no_suspect_any_more(self):
@@ -113,7 +113,7 @@ class HistoryToldTestCase(unittest.TestCase):
         outcome = smtp.Outcome()
         outcome.refuse(row.remaining, 'mail', '554 no')
         after = policy.after(row, outcome, NOW, Settings())
-        told = history.told(row, after, outcome)
+        told = history.with_events(row, after, outcome)
         self.assertEqual([e.kind for e in told.events], ['refused'])
 
 
@@ -141,7 +141,7 @@ class QueueIDTestCase(unittest.TestCase):
 class HistoryTestCase(QueueTestCase):
 
     def history(self, id_):
-        "Return what is told of an email, the first first"
+        "Return the events of an email, the first event first"
         with self.transaction(readonly=True):
             events = Pool().get('email.queue')(id_).events
             return [
@@ -149,7 +149,7 @@ class HistoryTestCase(QueueTestCase):
                 for e in reversed(events)]
 
     def reasons(self, id_):
-        "Return the reasons that are told of an email, the first first"
+        "Return the reasons of the events of an email, the first event first"
         with self.transaction(readonly=True):
             events = Pool().get('email.queue')(id_).events
             return [e.reason for e in reversed(events)]
@@ -167,10 +167,10 @@ class HistoryTestCase(QueueTestCase):
 
 
 class HistorySendTestCase(HistoryTestCase):
-    "Test what a run tells"
+    "Test the events of a run"
 
     def test_success(self):
-        "Test a plain success tells nothing but the queue id"
+        "Test a plain success adds no event, but the queue id"
         self.server.keep = True
         ids = self.queue_many(20)
         sensitive = self.queue(sensitive=True)
@@ -199,7 +199,7 @@ class HistorySendTestCase(HistoryTestCase):
         self.assertEqual(dict(self.rows('id', 'queue_id')), words)
 
     def test_transactions(self):
-        "Test an email of several transactions keeps each queue id"
+        "Test an email that went in several transactions has each queue id"
         with configured(recipients=1):
             id_ = self.queue(['a@example.com', 'b@example.com'])
             with patch.object(
@@ -208,7 +208,7 @@ class HistorySendTestCase(HistoryTestCase):
         self.assertEqual(self.read(id_, 'queue_id'), 'A1\nB2')
 
     def test_partial(self):
-        "Test what was refused is told, and the queue id kept"
+        "Test a refusal adds an event, and the queue id is kept"
         id_ = self.queue(['jane@example.com', 'rcpt-550-5.1.1-no@example.com'])
         self.send_all()
         self.assertEqual(self.history(id_), [
@@ -230,7 +230,7 @@ class HistorySendTestCase(HistoryTestCase):
                         ('sent', to, self.read(id_, 'queue_id'), None)])
 
     def test_send(self):
-        "Test what the sending of one tells"
+        "Test the events of send"
         id_ = self.queue('rcpt-550-5.1.1-no@example.com')
         with self.transaction():
             with self.assertRaises(Exception):
@@ -239,7 +239,7 @@ class HistorySendTestCase(HistoryTestCase):
             [kind for kind, *_ in self.history(id_)], ['refused'])
 
     def test_suspects(self):
-        "Test that the server was blamed is told once"
+        "Test there is one event if the server was taken to be at fault"
         ids = [
             self.queue(f'dot-554-5.7.1-denied.{i}@example.com')
             for i in range(2)]
@@ -256,7 +256,7 @@ class HistorySendTestCase(HistoryTestCase):
 
 
 class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
-    "Test what is told belongs to the record"
+    "Test events are recorded together with the row"
 
     def failed(self, row):
         return row._replace(
@@ -264,7 +264,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
             events=(history.Event('refused', row.to_addrs, '550 no'),))
 
     def test_not_held(self):
-        "Test nothing is told of an email that the sender has lost"
+        "Test there is no event for a row that the sender no longer holds"
         lost, kept = self.queue(), self.queue()
         with self.store(1) as store:
             rows = store.claim(10, 10 ** 9)
@@ -278,7 +278,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
             [('refused', 'jane@example.com', '550 no', None)])
 
     def test_once(self):
-        "Test what is recorded again is told once"
+        "Test a repeated record adds no second event"
         id_ = self.queue()
         with self.store(1) as store:
             rows = list(map(self.failed, store.claim(10, 10 ** 9)))
@@ -288,7 +288,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
         self.assertEqual(len(self.history(id_)), 1)
 
     def test_error(self):
-        "Test nothing is told where the record is not made"
+        "Test there is no event if the record fails"
         id_ = self.queue()
         with self.store(1) as store:
             rows = list(map(self.failed, store.claim(10, 10 ** 9)))
@@ -302,7 +302,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
         self.assertEqual(len(self.history(id_)), 1)
 
     def test_recover(self):
-        "Test it is told that a sender has died"
+        "Test there is an event for the death of a sender"
         id_ = self.queue()
         for crashes, state in [(0, 'outbox'), (9, 'failed')]:
             self.update(
@@ -317,7 +317,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
         self.assertEqual(self.reasons(id_), [None, None, 'died'])
 
     def test_put_back(self):
-        "Test it is told that an outcome could not be recorded"
+        "Test there is an event if an outcome could not be recorded"
         taken, other = self.queue(), self.queue()
         with self.store(1) as store:
             rows = {row.id: row for row in store.claim(10, 10 ** 9)}
@@ -330,7 +330,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
         self.assertEqual(self.history(other), [('put_back', None, None, None)])
 
     def test_put_back_without(self):
-        "Test what can not be told is put back nevertheless"
+        "Test a row is put back even if its event cannot be written"
         id_ = self.queue()
         with self.store(1) as store:
             rows = store.claim(10, 10 ** 9)
@@ -342,7 +342,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
 
 
 class PersonTestCase(HistoryTestCase):
-    "Test what people do is told with their names"
+    "Test the events of what people do have their names"
 
     def test_buttons(self):
         id_, other = self.queue_many(2)
@@ -356,7 +356,7 @@ class PersonTestCase(HistoryTestCase):
         self.assertEqual(len(self.history(other)), 1)
 
     def test_not_pressed(self):
-        "Test nothing is told where nothing was done"
+        "Test there is no event if nothing was done"
         id_ = self.queue()
         self.write(id_, state='sent')
         with self.assertRaises(Exception):
@@ -377,7 +377,7 @@ class PersonTestCase(HistoryTestCase):
 
 
 class HistoryGoneTestCase(HistoryTestCase):
-    "Test the history goes with its email"
+    "Test the history is deleted with its email"
 
     def test_deleted(self):
         id_, other = self.queue_many(2)
@@ -460,7 +460,7 @@ class HistoryAccessTestCase(RPCTestCase, HistoryTestCase):
         yield 'export_data', [self.event], ['words']
 
     def test_readers(self):
-        "Test it is read by who reads the email"
+        "Test users who read an email read its history"
         for session in self.readers:
             for method, *params in self.reads():
                 with self.subTest(user=session.login, method=method):
@@ -469,7 +469,7 @@ class HistoryAccessTestCase(RPCTestCase, HistoryTestCase):
             self.assertEqual(list(row['events']), [self.event])
 
     def test_strangers(self):
-        "Test nobody else reads it, whatever the context"
+        "Test nobody else reads the history, whatever the context says"
         for session in self.strangers:
             for method, *params in self.reads():
                 for context in self.contexts:
@@ -481,7 +481,7 @@ class HistoryAccessTestCase(RPCTestCase, HistoryTestCase):
                                 session, method, *params, context=context)
 
     def test_modify(self):
-        "Test no client changes it"
+        "Test no client changes the history"
         values = {
             'email': self.id, 'at': dt.datetime(2026, 1, 1),
             'kind': 'retried'}

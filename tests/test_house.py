@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What each file gives to others is what its ``__all__`` says."""
+"""The names that each file gives to others are in its ``__all__``."""
 import ast
 import unittest
 from pathlib import Path
@@ -55,7 +55,7 @@ def defined(tree):
 class AllTestCase(unittest.TestCase):
 
     def test_used(self):
-        "Test what other files use is in __all__ where a file has one"
+        "Test names that other files use are in __all__, if a file has it"
         found = 0
         for stem, tree in TREES.items():
             for module, name in used(tree):
@@ -72,7 +72,7 @@ class AllTestCase(unittest.TestCase):
                 self.assertLessEqual(listed(tree) or set(), set(defined(tree)))
 
     def test_ground(self):
-        "Test what is on the ground floor knows no other file"
+        "Test the files on the ground floor use no other file"
         for stem in ['tools', 'exceptions', 'words']:
             with self.subTest(stem):
                 self.assertEqual(list(used(TREES[stem])), [])

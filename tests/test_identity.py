@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Copies of a database, and what else keeps emails from their recipients."""
+"""Copies of a database, and options that keep emails from their recipients."""
 import datetime as dt
 import os
 import shutil
@@ -58,7 +58,9 @@ class CopyTestCase(RPCTestCase):
                 for e in Pool().get('ir.error').search([])]
 
     def test_first_send(self):
-        "Test the first send stores the identity, not a run with nothing"
+        """Test the first email that is sent stores the identity, an empty run
+        does not
+        """
         self.send_all()
         self.assertEqual(self.stored(), [])
         self.queue()
@@ -71,14 +73,14 @@ class CopyTestCase(RPCTestCase):
         self.assertEqual(len(self.server.received), 2)
 
     def test_record(self):
-        "Test the sending of one record stores the identity, too"
+        "Test sending one record stores the identity, too"
         id_ = self.queue()
         with self.transaction():
             Pool().get('email.queue')(id_).send()
         self.assertEqual(len(self.stored()), 1)
 
     def test_send_all(self):
-        "Test a copy sends nothing and tells once"
+        "Test a copy sends nothing and reports it once"
         self.move()
         id_ = self.queue()
         with self.assertLogs(RUN.replace('run', 'identity')) as logs:
@@ -93,7 +95,7 @@ class CopyTestCase(RPCTestCase):
         self.assertEqual(self.read(id_, 'state'), 'outbox')
 
     def test_send(self):
-        "Test neither one record nor the task of a worker is sent"
+        "Test neither send nor the task of a worker sends"
         self.move()
         id_ = self.queue()
         with self.transaction():
@@ -105,7 +107,7 @@ class CopyTestCase(RPCTestCase):
         self.assertEqual(self.read(id_, 'state'), 'outbox')
 
     def test_notice(self):
-        "Test users see it"
+        "Test the notice is shown to users"
         self.assertIsNone(self.read(self.queue(), 'notice'))
         self.move()
         self.assertIn("copy", self.read(self.queue(), 'notice'))
@@ -148,7 +150,7 @@ class CopyTestCase(RPCTestCase):
             [('new@example.com',)])
 
     def test_original(self):
-        "Test the emails of an original can not be cancelled by it"
+        "Test the wizard does not cancel the emails of an original"
         id_ = self.queue()
         with self.assertRaisesRegex(RPCError, "does not look like a copy"):
             self.decide(self.postmaster, 'cancel_emails')
@@ -191,7 +193,7 @@ class HoldSettingTestCase(QueueTestCase):
         self.assertEqual(self.read(id_, 'state'), 'sent')
 
     def test_invalid(self):
-        "Test nothing is sent by a value that makes no sense"
+        "Test nothing is sent while the value is not valid"
         id_ = self.queue()
         for values in [
                 {'hold': 'maybe'}, {'redirect': 'me'},
@@ -249,7 +251,7 @@ class RedirectTestCase(QueueTestCase):
             [[a, '450'] for a in self.recipients])
 
     def test_partly_accepted(self):
-        "Test what some have got already is for the others"
+        "Test recipients who have the email already are left out"
         id_ = self.queue(['a@example.com', 'rcpt-450@example.com'])
         self.send_all()
         self.assertEqual(self.read(id_, 'accepted'), 'a@example.com')
@@ -271,7 +273,7 @@ class RedirectTestCase(QueueTestCase):
             ['outbox', True, None, None])
 
     def test_one_record(self):
-        "Test the session of a caller sends to that address, too"
+        "Test send with the caller's session sends to this address, too"
         id_ = self.queue(self.recipients)
         with configured(redirect='me@example.com'), self.transaction(), \
                 smtplib.SMTP('127.0.0.1', self.server.port) as session:
@@ -280,7 +282,7 @@ class RedirectTestCase(QueueTestCase):
         self.assertEqual(received.to_addrs, ('me@example.com',))
 
     def test_field(self):
-        "Test the field has short lines, is ASCII and cannot be broken out of"
+        "Test the field has short lines of ASCII, whatever the recipients are"
         many = [f'r{i}@example.com' for i in range(1000)]
         for addresses in [
                 many, ['jö@example.com'], ['x' * 900],
@@ -326,12 +328,12 @@ class SQLiteTestCase(ProcessTestCase):
 
 @unittest.skipIf(backend.name == 'sqlite', "of a server")
 class PostgreSQLTestCase(ProcessTestCase):
-    "Test copies as an administrator makes them"
+    "Test copies that an administrator makes"
 
     def test_copies(self):
         self.queue('first@example.com')
         with PostgreSQL() as postgresql:
-            # Nothing was sent from what is copied here
+            # The database that is copied here has sent nothing
             self.move_to(postgresql)
             self.assertEqual(self.sends(postgresql, DB_NAME), ['sent'])
             self.assertEqual(self.resend(postgresql, DB_NAME), ['sent'])
@@ -357,7 +359,7 @@ class PostgreSQLTestCase(ProcessTestCase):
         self.assertEqual(len(self.server.received), 4)
 
     def test_forbidden(self):
-        "Test the identity where a hosted database forbids the function"
+        "Test the identity if a hosted database forbids the function"
         with self.transaction() as transaction:
             cursor = transaction.connection.cursor()
             allowed = identity.current()

@@ -34,7 +34,7 @@ class InboundTestCase(QueueTestCase):
 
     @classmethod
     def setUpClass(cls):
-        # The database may be one without that module
+        # The cached database may be one without this module
         drop_db()
         cls.addClassCleanup(drop_db)
         super().setUpClass()
@@ -58,14 +58,14 @@ class InboundTestCase(QueueTestCase):
     def post(self, data, **options):
         client = Client(app, Response)
         url = f'/{DB_NAME}/inbound_email/inbox/bounces'
-        # In 8.2 it is a redirection, which forgets the options
+        # In 8.2 the document is a redirection, which forgets the options
         url = client.post(url).headers.get('Location', url)
         return client.post(
             url, data=data, query_string=options,
             content_type='application/octet-stream').status_code
 
     def inbound(self):
-        "Return whether a rule was run and the result, of each that came"
+        "Return for each inbound email whether a rule was run, and its result"
         with self.transaction(readonly=True):
             return [
                 (bool(e.rule), e.result and e.result.id)
@@ -91,7 +91,9 @@ class InboundTestCase(QueueTestCase):
                 Rule.fields_get(['action'])['action']['selection'])
 
     def test_notices(self):
-        "Test whatever comes is kept, and the email that it is about named"
+        """Test every inbound email is kept, and its result is the email it is
+        about
+        """
         id_ = self.queue_for(1)
         self.send_all()
         dead = DEAD.replace('rcpt', 'x')
@@ -116,7 +118,7 @@ class InboundTestCase(QueueTestCase):
             self.assertEqual(notification.user.id, 1)
 
     def test_sending(self):
-        "Test what comes too early is refused, so that it comes again"
+        "Test a notice that comes too early is refused, so that it comes again"
         id_ = self.queue_for(1)
         self.write(id_, state='sending')
         dead = DEAD.replace('rcpt', 'x')

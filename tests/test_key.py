@@ -47,13 +47,13 @@ class KeyTestCase(QueueTestCase):
         self.assertEqual(self.rows('to_addrs'), [('jane@example.com',)])
 
     def test_other_keys(self):
-        "Test keys are told apart as they are written, and none is no key"
+        "Test keys are compared as they are written, and None is no key"
         ids = {self.queue(key=key) for key in [
                 None, None, 'a', 'A', 'a ', 'ä']}
         self.assertEqual(len(ids), 6)
 
     def test_gone(self):
-        "Test the key is free when the row is gone"
+        "Test the key is free again when the row is gone"
         id_ = self.queue(key=KEY)
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -76,7 +76,7 @@ class KeyTestCase(QueueTestCase):
         self.queue(key='ä' * 500)
 
     def test_many(self):
-        "Test keys in bulk: those that are there, and one twice"
+        "Test several emails with keys, some taken and one used twice"
         first = self.queue(key='0')
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -90,7 +90,7 @@ class KeyTestCase(QueueTestCase):
         self.assertEqual(len(self.rows('id')), 5)
 
     def test_captured(self):
-        "Test a captured email, also one that fails"
+        "Test captured emails with a key, one of which fails"
         for to in ['jane@example.com', 'nobody']:
             with self.subTest(to=to):
                 self.clear()
@@ -113,7 +113,7 @@ class KeyTestCase(QueueTestCase):
             self.assertIsNone(copy.key)
 
     def test_erased(self):
-        "Test an address is erased from keys that name it"
+        "Test a key that names an erased address is erased"
         ids = [
             self.queue('jane@example.com, joe@example.com', key=key)
             for key in [KEY, 'jane@example.com/1', 'jane@example.com/2']]
@@ -123,7 +123,9 @@ class KeyTestCase(QueueTestCase):
             self.rows('id', 'key'), list(zip(ids, [KEY, None, None])))
 
     def test_behind(self):
-        "Test what was queued since a transaction began makes it try again"
+        """Test trytond repeats a transaction that cannot see the email with
+        the key
+        """
         with self.transaction() as transaction:
             EmailQueue = Pool().get('email.queue')
             EmailQueue.search([])
@@ -150,7 +152,9 @@ class KeyTestCase(QueueTestCase):
     @unittest.skipUnless(
         backend.name == 'postgresql', "it has one writer at a time")
     def test_at_once(self):
-        "Test of two transactions one waits and then gets the other's row"
+        """Test the second of two transactions waits, and then gets the first's
+        row
+        """
         ids, tries = [], []
         barrier = threading.Barrier(2, timeout=30)
 

@@ -11,9 +11,9 @@ from .. import (
 from ..address import Invalid
 from .tools import configured
 
-# Characters, and how often more there are
+# How many characters there are, and how many times as many in the longer text
 SIZE, TIMES = 6000, 4
-# Linear is 4 times as long, n log n 5; what takes no time is not measured
+# Linear is 4 times as long, n log n 5 times; very short times do not count
 LONGER, FLOOR = 6, .004
 HEADERS = {
     'punycode': (b'Subject: =?punycode?q?', b'z', b'?='),
@@ -113,7 +113,7 @@ class LinearTestCase(unittest.TestCase):
             + b''.join(b'a%d=1 ' % n for n in range(size // 7)) + b'>')
 
     def test_bytes(self):
-        "Test what takes the bytes of a message"
+        "Test functions that read the bytes of a message"
         for name, make in self.messages():
             for function in [
                     lambda data: mime.prepare(data, 'host'),
@@ -133,7 +133,7 @@ class LinearTestCase(unittest.TestCase):
                     self.assertLinear(function, make)
 
     def test_message(self):
-        "Test what takes a Message"
+        "Test functions that read a Message"
         for name, make in self.messages():
             for policy in [compat32, default]:
                 def parsed(size):
@@ -146,10 +146,10 @@ class LinearTestCase(unittest.TestCase):
                         self.assertLinear(function, parsed)
 
     def test_text(self):
-        "Test what takes a text"
+        "Test functions that read a text"
         functions = [
             lambda text: address.addresses('x', text),
-            lambda text: address.options('x', text),
+            lambda text: address.esmtp_options('x', text),
             address.on_the_wire,
             words.printable, words.decoded_words, words.with_domains,
             recipients.split_addresses,
@@ -159,7 +159,7 @@ class LinearTestCase(unittest.TestCase):
                 text, 'a@example.com, b@example.com', 'b@example.com', 'x'),
             lambda text: recipients.masked(text, text, '', 'x'),
             lambda text: recipients.masked('550 a', 'a@b.de', text, 'x'),
-            preview.html_text, preview.rich_text, replies.alike,
+            preview.html_text, preview.rich_text, replies.gist,
             smtp.server_name,
             lambda text: replies.verdict('rcpt', replies.Reply(550, text)),
             lambda text: mime.original_to([text]),
@@ -171,7 +171,7 @@ class LinearTestCase(unittest.TestCase):
                         function, lambda size: piece * (size // len(piece)))
 
     def test_recipients(self):
-        "Test recipients by the ten thousand"
+        "Test ten thousand recipients"
         def row(size):
             people = [f'user{n}@example.com' for n in range(size // 4)]
             return (

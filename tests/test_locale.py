@@ -37,7 +37,7 @@ class LocaleTestCase(TestCase):
 
     @with_transaction()
     def test_other_modules(self):
-        "Test what the models of other modules gain is in the catalogues"
+        "Test the catalogues have what the models of other modules gain"
         contexts = {entry.msgctxt for entry in template()}
         self.assertLessEqual({
                 'field:party.contact_mechanism,dead_since:',

@@ -15,13 +15,13 @@ from email.utils import formataddr
 
 from trytond.modules.email_queue.address import (
     Invalid, addresses, envelope_from, envelope_recipients, envelope_sender,
-    envelope_to, options)
+    envelope_to, esmtp_options)
 from trytond.modules.email_queue.mime import decoded, describe, prepare
 from trytond.modules.email_queue.recipients import split_addresses
 
 HOST = 'host.example.com'
 POLICIES = [compat32, default, SMTP]
-# What takes a parser time or stack if it is of the wrong kind
+# Texts that take some parsers much time or stack
 MEGABYTE = 1024 * 1024
 ENDLESS = {
     'commas': ',' * MEGABYTE,
@@ -166,7 +166,7 @@ class AddressesTestCase(MessageTestCase):
         'john＠example.com', 'john@example.com，jane@example.com',
         ]
 
-    # None of them is seen, and some would end a line somewhere
+    # These characters are invisible, and some of them would end a line
     invisible = [
         '\x80', '\x85', '\x9f', '\xa0', '\xad', '\u061c', '\u1680', '\u180e',
         '\u2000', '\u200b', '\u200e', '\u2028', '\u2029', '\u202e', '\u2060',
@@ -176,7 +176,7 @@ class AddressesTestCase(MessageTestCase):
     control = [*map(chr, range(32)), '\x7f']
 
     def test_accepted(self):
-        "Test what is accepted"
+        "Test what is accepted as an address"
         for text, expected in self.accepted.items():
             with self.subTest(text=text):
                 self.assertEqual(addresses('to_addrs', text), expected)
@@ -190,7 +190,7 @@ class AddressesTestCase(MessageTestCase):
                     argument='to_addrs')
 
     def test_value(self):
-        "Test the error names the address of many that is not one"
+        "Test the error names the one of many texts that is not an address"
         for text, value in [
                 ('a@example.com, b@-, c@example.com', 'b@-'),
                 ('a@example.com, b, c', 'b, c'),
@@ -203,7 +203,7 @@ class AddressesTestCase(MessageTestCase):
                     value=value)
 
     def test_invisible(self):
-        "Test characters without a glyph have no place in a local part"
+        "Test invisible characters are not accepted in a local part"
         for character in self.invisible:
             for text in ['{}john@example.com', 'jo{}hn@example.com',
                     'john{}@example.com', '"jo{}hn"@example.com',
@@ -214,7 +214,7 @@ class AddressesTestCase(MessageTestCase):
                         text.format(character))
 
     def test_invisible_domain(self):
-        "Test characters without a glyph do not get into a domain"
+        "Test invisible characters do not get into a domain"
         for character in self.invisible:
             with self.subTest(character=ascii(character)):
                 try:
@@ -223,7 +223,7 @@ class AddressesTestCase(MessageTestCase):
                 except Invalid as error:
                     self.assertEqual(error.reason, 'msg_address_invalid')
                 else:
-                    # IDNA ignores it
+                    # IDNA ignores this character
                     self.assertEqual(address, 'john@example.com')
 
     def test_control(self):
@@ -244,7 +244,7 @@ class AddressesTestCase(MessageTestCase):
                         argument='to_addrs', value=repr(text))
 
     def test_type(self):
-        "Test what is not text is no address"
+        "Test a value that is no text is no address"
         for value in [None, 1, b'john@example.com', ['john@example.com']]:
             with self.subTest(value=value):
                 self.refused(
@@ -252,7 +252,7 @@ class AddressesTestCase(MessageTestCase):
                     value=repr(value))
 
     def test_endless(self):
-        "Test texts of a megabyte do neither hang nor overflow"
+        "Test texts of a megabyte neither hang nor overflow"
         for name, text in ENDLESS.items():
             with self.subTest(name):
                 try:
@@ -271,7 +271,7 @@ class AddressesTestCase(MessageTestCase):
             self.assertEqual(addresses('to_addrs', text), expected)
 
     def test_again(self):
-        "Test what is returned is accepted as it is"
+        "Test a returned address is accepted again unchanged"
         for text, expected in self.accepted.items():
             for address in expected:
                 with self.subTest(address=address):
@@ -279,7 +279,7 @@ class AddressesTestCase(MessageTestCase):
                         addresses('to_addrs', address), [address])
 
     def test_split(self):
-        "Test what is joined is split again"
+        "Test joined addresses are split again"
         found = [a for e in self.accepted.values() for a in e]
         self.assertEqual(split_addresses(', '.join(found)), found)
         for text in ['', None, ' ', ',', ' , ']:
@@ -303,7 +303,7 @@ class EnvelopeTestCase(MessageTestCase):
                 self.assertEqual(envelope_from(value), expected)
 
     def test_sender_refused(self):
-        "Test no sender, several and what is none"
+        "Test no sender, several senders, and texts that are no sender"
         for reason, value in [
                 ('sender_missing', ''),
                 ('sender_missing', ' '),
@@ -348,7 +348,7 @@ class EnvelopeTestCase(MessageTestCase):
                 self.assertEqual(envelope_to(value), expected)
 
     def test_recipients_once(self):
-        "Test recipients are there once, in order, in the first way"
+        "Test each recipient is there once, in order, as first written"
         self.assertEqual(
             envelope_to([
                     'b@example.com', 'a@example.com', 'B@example.com',
@@ -358,7 +358,7 @@ class EnvelopeTestCase(MessageTestCase):
                 'a@straße.de'])
 
     def test_recipients_refused(self):
-        "Test no recipient and what is none"
+        "Test no recipient, and texts that are no recipient"
         for reason, value, shown in [
                 ('recipient_missing', '', None),
                 ('recipient_missing', ' , ', None),
@@ -390,7 +390,7 @@ class EnvelopeTestCase(MessageTestCase):
                     value=shown)
 
     def test_recipients_error(self):
-        "Test an error of the caller's own iterable stays what it is"
+        "Test an error of the caller's own iterable reaches the caller"
         def generator():
             yield 'a@example.com'
             raise ZeroDivisionError
@@ -416,10 +416,11 @@ class EnvelopeTestCase(MessageTestCase):
                 (['AUTH=<>', 'X-1=a<b>"c"'], ['AUTH=<>', 'X-1=a<b>"c"']),
                 ]:
             with self.subTest(value=value):
-                self.assertEqual(options('mail_options', value), expected)
+                self.assertEqual(
+                    esmtp_options('mail_options', value), expected)
 
     def test_options_refused(self):
-        "Test what is not an option"
+        "Test texts that are not options"
         for value in [
                 None, 5, b'RET=HDRS', [b'RET=HDRS'], [None], [['RET=HDRS']],
                 '=', '=HDRS', 'RET=', 'RET=A=B', '-A', '<a>', 'RET:HDRS',
@@ -435,13 +436,14 @@ class EnvelopeTestCase(MessageTestCase):
             with self.subTest(value=value):
                 for name in ['mail_options', 'rcpt_options']:
                     self.refused(
-                        'option_invalid', options, name, value, argument=name)
+                        'option_invalid', esmtp_options, name, value,
+                        argument=name)
 
 
 class HeaderEnvelopeTestCase(MessageTestCase):
-    "Test the envelope that the headers name"
+    "Test the envelope that the header names"
 
-    # By the standard library's parser, and to whom it would go is not certain
+    # With the parser of the standard library it is not certain who gets them
     defective = {
         '[Shop] John <john@example.com>',
         '"=?utf-8?q?John?=" <john@example.com>',
@@ -462,13 +464,13 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                 try:
                     message[name] = value
                 except (AttributeError, IndexError, ValueError):
-                    # Python refuses it, or its parser runs past the end
+                    # Python refuses this, or its parser runs past the end
                     break
             else:
                 yield message
 
     def test_sender(self):
-        "Test Sender goes before From, and its first address counts"
+        "Test Sender counts before From, and its first address counts"
         for fields, expected in [
                 ({'From': 'a@example.com'}, 'a@example.com'),
                 ({'From': 'a@example.com, b@example.com'}, 'a@example.com'),
@@ -509,14 +511,14 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                     self.assertEqual(envelope_recipients(message), expected)
 
     def test_addresses(self):
-        "Test what is an address as an argument is one in a header"
+        "Test an address is read alike as an argument and in a header"
         for text, expected in AddressesTestCase.accepted.items():
             for message in self.messages(To=text):
                 with self.subTest(text=text, message=type(message)):
                     try:
                         found = envelope_recipients(message)
                     except Invalid as error:
-                        # Python has lost a part when it was assigned
+                        # Python lost a part when the value was assigned
                         self.assertTrue(message['To'].defects)
                         self.assertEqual(error.reason, 'msg_message_broken')
                         self.assertIn(text, self.defective)
@@ -526,7 +528,9 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                             [a.replace('"."', '.') for a in expected])
 
     def test_refused(self):
-        "Test no recipient is lost as its header is defective"
+        """Test a defective header is refused rather than that a recipient gets
+        lost
+        """
         for text in AddressesTestCase.invalid:
             for message in self.messages(To=text):
                 with self.subTest(text=text, message=type(message)):
@@ -534,12 +538,12 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                         found = envelope_recipients(message)
                     except Invalid:
                         continue
-                    # Python has put it right when it was assigned
+                    # Python corrected the value when it was assigned
                     self.assertIsInstance(message, EmailMessage)
                     self.assertEqual(', '.join(found), message['To'])
 
     def test_encoded_name(self):
-        "Test an encoded name is no address, whatever it holds"
+        "Test an encoded name is no address, whatever is in it"
         for name in ['Doe, John', '" <x@example.com>, "', 'x@example.com,',
                 'a\r\nBcc: x@example.com', '\\', '(', ')', '<', 'Jürgen; x:']:
             field = b64encode(name.encode()).decode()
@@ -561,7 +565,7 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                     ['a@example.com', 'b@example.com'])
 
     def test_repeated(self):
-        "Test headers that are there several times"
+        "Test fields that are there several times"
         for policy in POLICIES:
             message = message_from_bytes(
                 b'To: a@example.com\nBcc: b@example.com\nTo: c@example.com\n'
@@ -606,7 +610,7 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                 argument='from_addr')
 
     def test_resent_twice(self):
-        "Test several resent blocks: which is the last cannot be told"
+        "Test several resent blocks are an error, because the last is unknown"
         message = message_from_bytes(
             b'Resent-Date: x\nResent-To: a@example.com\nResent-Date: y\n'
             b'Resent-To: b@example.com\n\n')
@@ -616,7 +620,7 @@ class HeaderEnvelopeTestCase(MessageTestCase):
                 value='Resent-Date')
 
     def test_type(self):
-        "Test what is not a message has no headers"
+        "Test a value that is not a message has no header"
         for value in [None, 'To: a@example.com', b'To: a@example.com', {}]:
             for function in [envelope_sender, envelope_recipients]:
                 self.refused(
@@ -653,7 +657,7 @@ class PrepareTestCase(MessageTestCase):
         self.assertEqual(data.count(b'\n'), data.count(b'\r\n'))
         self.assertEqual(data.count(b'\r'), data.count(b'\r\n'))
         self.assertTrue(data.endswith(b'\r\n'))
-        # What is prepared needs nothing any more
+        # Prepared bytes are not changed by preparing them again
         self.assertEqual(prepare(data, HOST), data)
         return data
 
@@ -665,7 +669,7 @@ class PrepareTestCase(MessageTestCase):
         return names, rest
 
     def test_kept(self):
-        "Test what is as it has to be stays byte for byte"
+        "Test bytes that need no change stay as they are"
         for data in [
                 b'\r\n',
                 b'\r\nBody\r\n',
@@ -695,7 +699,7 @@ class PrepareTestCase(MessageTestCase):
             self.own + b'\r\na\r\nb\r\nc\r\nd\r\n\r\ne\r\n\r\nf\r\n\r\n')
 
     def test_last_line_end(self):
-        "Test the last line gets its end"
+        "Test the last line gets its line end"
         for data in [b'\r\nBody', b'X: y', b'\r\nBody\r', b'\r\nBody\n']:
             with self.subTest(data=data):
                 self.assertEqual(
@@ -713,7 +717,7 @@ class PrepareTestCase(MessageTestCase):
                 self.assertEqual(self.prepare(msg), data)
 
     def test_type_refused(self):
-        "Test what is not a message"
+        "Test values that are not a message"
         for msg in [None, 5, [], ('a',), object(), {'a': 1}, Header('x')]:
             with self.subTest(msg=msg):
                 self.refused(
@@ -750,7 +754,7 @@ class PrepareTestCase(MessageTestCase):
                     prepared.count(b'\r\n'), data.count(b'\r\n') + len(added))
 
     def test_added_id(self):
-        "Test an added Message-ID has the host and is another each time"
+        "Test an added Message-ID has the host, and differs each time"
         ids = set()
         for _ in range(100):
             _, message_id = describe(self.prepare(b'\r\n'))
@@ -778,7 +782,7 @@ class PrepareTestCase(MessageTestCase):
                     self.assertEqual(self.prepare(data), data)
 
     def test_empty_id(self):
-        "Test an empty Message-ID is none"
+        "Test an empty Message-ID counts as none"
         for field in [b'Message-ID:\r\n', b'message-id: \r\n \r\n']:
             with self.subTest(field=field):
                 prepared = self.prepare(self.date + field + b'\r\nx\r\n')
@@ -811,7 +815,7 @@ class PrepareTestCase(MessageTestCase):
                 self.assertEqual(rest, b'')
 
     def test_mbox_line(self):
-        "Test a leading line of an mbox goes, any other stays"
+        "Test the first line of an mbox is removed, and no other line"
         data = self.own + b'\r\nFrom x\r\n'
         line = b'From a@example.com Thu Jan  1 00:00:00 2026'
         for end in [b'\r\n', b'\n', b'\r']:
@@ -824,7 +828,7 @@ class PrepareTestCase(MessageTestCase):
             self.assertEqual(self.prepare(message), data)
 
     def test_dropped(self):
-        "Test fields that do not leave, in all disguises"
+        "Test fields that are removed, however they are written"
         rest = b'Subject: x\r\n y\r\n\r\nBcc: body@example.com\r\n'
         for field in [
                 b'Bcc: a@example.com',
@@ -853,7 +857,7 @@ class PrepareTestCase(MessageTestCase):
                     self.assertEqual(self.prepare(msg), self.own + rest)
 
     def test_not_dropped(self):
-        "Test fields that are like those that do not leave"
+        "Test fields with names like those of removed fields stay"
         data = self.own + (
             b'X-Bcc: a@example.com\r\nBcc-X: a@example.com\r\n'
             b'Subject: x\r\n Bcc: a@example.com\r\n'
@@ -861,7 +865,7 @@ class PrepareTestCase(MessageTestCase):
         self.assertEqual(self.prepare(data), data)
 
     def test_dropped_all(self):
-        "Test a header of which nothing stays"
+        "Test a header of which every field is removed"
         for data in [b'Bcc: a@example.com', b'Bcc: a@example.com\r\n\r\n']:
             prepared = self.prepare(data)
             self.assertNotIn(b'example.com', prepared.replace(
@@ -884,7 +888,7 @@ class PrepareTestCase(MessageTestCase):
                 self.prepare(data)
 
     def test_message_dropped(self):
-        "Test Bcc does not leave in the header of a message"
+        "Test Bcc is removed from the header of a message"
         attached = EmailMessage()
         attached['Bcc'] = 'attached@example.com'
         attached.set_content("Bcc: attached@example.com\n")
@@ -913,7 +917,7 @@ class PrepareTestCase(MessageTestCase):
                         data.count(b'\r\nBcc: attached@example.com\r\n'), 2)
 
     def test_message_unchanged(self):
-        "Test the caller's object stays as it is"
+        "Test the caller's object is not changed"
         multipart = MIMEMultipart()
         multipart.attach(MIMEText("ü"))
         multipart.attach(MIMEText("x" * 2000))
@@ -971,7 +975,7 @@ class PrepareTestCase(MessageTestCase):
                     max(map(len, data.split(b'\r\n'))), 998)
 
     def test_message_parsed(self):
-        "Test a parsed message keeps its content, whatever its charset"
+        "Test a parsed message keeps its content, whatever its charset is"
         body = b'\xc3\xa9 = \xff\xfe. ' * 500 + b'\r\n.\r\n'
         for charset in [
                 b'', b'; charset=utf-8', b'; charset=us-ascii',
@@ -1040,7 +1044,7 @@ class PrepareTestCase(MessageTestCase):
                 data.endswith(b'\r\n\r\nFrom a\r\n.\r\n..b\r\nFrom c\r\n'))
 
     def test_message_utf8(self):
-        "Test headers in UTF-8 only where the addresses need it"
+        "Test a header is in UTF-8 only if the addresses need it"
         message = EmailMessage()
         message['To'] = 'Jürgen <jürgen@example.com>'
         self.assertIn(
@@ -1053,7 +1057,7 @@ class PrepareTestCase(MessageTestCase):
         self.assertTrue(self.prepare(message).isascii())
 
     def test_message_long_words(self):
-        "Test long words that follow each other do not end the header"
+        "Test long words after each other do not end the header"
         address = f'{"x" * 60}@{"y" * 60}.example.com'
         for cls in [EmailMessage, Message]:
             for value in [
@@ -1107,7 +1111,9 @@ class PrepareTestCase(MessageTestCase):
                 self.refused('message_broken', prepare, message, HOST)
 
     def test_message_control(self):
-        "Test that what only some take for a line end is none in a part"
+        """Test that a character that only some take for a line end ends no
+        field
+        """
         for character in '\v\f\x1c\x1d\x1e':
             name = f'a{character}{character}body'
             part = MIMEApplication(b'x')
@@ -1130,20 +1136,20 @@ class PrepareTestCase(MessageTestCase):
                     names, [b'Message-ID', b'Date', b'X-Test'])
 
     def test_message_names(self):
-        "Test what is not the name of a field"
+        "Test texts that are not the name of a field"
         for name in ['', 'a b', 'a:', 'ü', 'X\nBcc', 'a\r\n\r\nb', '\0', ' a']:
             message = Message()
             try:
                 message[name] = 'x'
             except ValueError:
-                # As newer Pythons have it
+                # As newer versions of Python write it
                 continue
             with self.subTest(name=name):
                 self.refused(
                     'message_broken', prepare, message, HOST, argument='msg')
 
     def test_message_broken(self):
-        "Test messages that are none"
+        "Test objects that are no valid messages"
         itself = Message()
         itself.attach(itself)
         deep = message = Message()
@@ -1170,7 +1176,7 @@ class PrepareTestCase(MessageTestCase):
                     'message_broken', prepare, message, HOST, argument='msg')
 
     def test_message_uncommon(self):
-        "Test messages that the standard library can not write or copy"
+        "Test messages that the standard library cannot write or copy"
         policy = Message()
         policy.policy = None
         uncopied = Message()

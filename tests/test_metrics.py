@@ -44,7 +44,7 @@ class MeasureTestCase(Ages, QueueTestCase):
         self.assertEqual(self.measure(), {'': zero, 'second': zero})
 
     def test_numbers(self):
-        "Test each number, of each server by itself"
+        "Test each number, for each server"
         for server, count in [(None, 1), ('second', 2)]:
             for _ in range(count):
                 for state in ['outbox', 'sending']:
@@ -98,20 +98,22 @@ class MeasureTestCase(Ages, QueueTestCase):
             (numbers['server_in_trouble'], numbers['sent_last_hour']), (0, 1))
 
     def forget_trouble(self):
-        "Let the time be over that the email waits for"
+        "Let the time be over for which the email waits"
         run._troubled_at.clear()
         with self.transaction() as transaction:
             transaction.connection.cursor().execute(
                 "UPDATE email_queue SET scheduled_at = create_date")
 
     def test_gone_server(self):
-        "Test the emails of a server that is configured no more are there"
+        """Test a server that is no longer configured is listed while it has
+        emails
+        """
         self.queue(server='second')
         with configured(uri_second=''):
             self.assertEqual(self.measure()['second']['due'], 1)
 
     def test_escaped(self):
-        "Test no name of a server breaks a line"
+        "Test no name of a server breaks a line of the text"
         id_ = self.queue()
         name = 'a"b\\c}\u2028 1'
         self.write(id_, server=name)
@@ -122,7 +124,7 @@ class MeasureTestCase(Ages, QueueTestCase):
 
     @unittest.skipUnless(backend.name == 'postgresql', "it has other plans")
     def test_indexes(self):
-        "Test the emails that were sent long ago cost nothing"
+        "Test emails that were sent long ago cost nothing"
         with self.transaction() as transaction:
             transaction.connection.cursor().execute("""
                 INSERT INTO email_queue (from_addr, to_addrs, size, priority,
@@ -164,10 +166,10 @@ class MetricsRouteTestCase(Ages, RPCTestCase):
             return record.key
 
     def test_text(self):
-        "Test the text has each gauge once, with its help, in the format"
+        "Test the text has each gauge once, with its help, in the right format"
         self.put(20 * MINUTE)
         response = self.get(self.key(self.postmaster))
-        # Prometheus would drop the numbers of what is no 200
+        # Prometheus would drop the numbers of an answer that is not 200
         self.assertEqual(response.status_code, 200)
         self.assertEqual(
             response.headers['Content-Type'],

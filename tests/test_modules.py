@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The emails of Tryton's own modules, captured, and a server that is dead."""
+"""The emails of Tryton's own modules, captured, while a server is dead."""
 import datetime as dt
 import email
 import unittest
@@ -19,7 +19,7 @@ try:
     from trytond.modules.account.tests import create_chart, get_fiscalyear
     from trytond.modules.company.tests import create_company, set_company
 except ImportError:
-    # Then the tests are skipped
+    # Without these modules the tests are skipped
     pass
 
 from .. import sendmail
@@ -34,19 +34,19 @@ MODULES = [
     'web_user',
     'email_queue',
     ]
-# How often tasks may queue further ones
+# How often tasks may queue further tasks
 TASKS = 5
 MISSING = [m for m in MODULES if not find_spec(f'trytond.modules.{m}')]
 
 
 @unittest.skipIf(MISSING, f"not installed: {', '.join(MISSING)}")
 class ModulesTestCase(QueueTestCase):
-    "Each module against a server that is dead and comes back"
+    "Test each module with a server that is dead and comes back"
     modules = MODULES
 
     @classmethod
     def setUpClass(cls):
-        # The database may be one without these modules
+        # The cached database may be one without these modules
         drop_db()
         cls.addClassCleanup(drop_db)
         super().setUpClass()
@@ -68,7 +68,7 @@ class ModulesTestCase(QueueTestCase):
         return super().transaction(user, **options)
 
     def run_action(self, action, commit=True, user=USER):
-        "Run an action, and then the tasks that it has queued"
+        "Run an action, and then the tasks that the action has queued"
         extras = {}
         while True:
             with self.transaction(user, **extras) as transaction:
@@ -103,7 +103,7 @@ class ModulesTestCase(QueueTestCase):
                 for e in Pool().get('email.queue').search([]))
 
     def deliveries(self, resources):
-        "What the archives of the records show"
+        "Return what the archives of the records show"
         with self.transaction(readonly=True):
             return [
                 e.delivery for e in Pool().get('ir.email').search(
@@ -243,7 +243,7 @@ class ModulesTestCase(QueueTestCase):
             sendmail_transactional(
                 'shop@example.com', 'jane@example.com', message())
 
-        # Others may not read it on 8.0, so that nothing is sent
+        # On 8.0 other users may not read the record, so nothing would be sent
         self.run_action(send, user=0)
         self.assertEqual(
             [to for to, *_ in self.captured()],

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Names that say of each test where it is."""
+"""The names of tests say where each test is."""
 import ast
 import unittest
 from collections import defaultdict

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What a notice of non-delivery changes, and what it does not."""
+"""What a notice of non-delivery changes, and what it does not change."""
 import datetime as dt
 import json
 import subprocess
@@ -120,7 +120,7 @@ class BouncedTestCase(NoticesTestCase):
             ['failed', None, f'{JANE} {UNKNOWN}', UNKNOWN])
 
     def test_delivered_in_part(self):
-        "Test an email of which another recipient was refused at once"
+        "Test an email that another recipient's server has refused at once"
         bad = 'rcpt-550-5.1.1-no@example.com'
         id_ = self.queue_sent([JANE, JOHN, bad])
         self.receive(about(JOHN))
@@ -131,7 +131,7 @@ class BouncedTestCase(NoticesTestCase):
                 f'{JOHN} {UNKNOWN}\n{bad} 550 5.1.1 no'])
 
     def test_while_others_wait(self):
-        "Test an email that has still to go to another recipient"
+        "Test an email that still has to go to another recipient"
         later = 'rcpt-451x1-4.2.0-later@example.com'
         id_ = self.queue_sent([JANE, JOHN, later])
         self.assertEqual(self.read(id_, 'state'), 'outbox')
@@ -145,7 +145,7 @@ class BouncedTestCase(NoticesTestCase):
                 'failed', 'bounced', f'{JOHN} {UNKNOWN}'])
 
     def test_delayed(self):
-        "Test a notice of a delay is told once and changes nothing else"
+        "Test a notice of a delay is one event and changes nothing else"
         id_ = self.queue_sent()
         rows, _ = self.everything()
         for _ in range(2):
@@ -156,7 +156,7 @@ class BouncedTestCase(NoticesTestCase):
         self.assertEqual(self.everything()[0], rows)
 
     def test_flood(self):
-        "Test the history has an end"
+        "Test the number of events is limited"
         id_ = self.queue_sent()
         with patch.object(notices, 'EVENTS', 5):
             for i in range(10):
@@ -166,7 +166,7 @@ class BouncedTestCase(NoticesTestCase):
         self.assertEqual(len(self.history(id_)), 5)
 
     def test_rewritten(self):
-        "Test the address that the sender gave is followed"
+        "Test the address that the sender gave is found after it was rewritten"
         id_ = self.queue_sent()
         self.receive(about('j.doe@elsewhere.test', **{
                     'Original-Recipient': f'rfc822;{JOHN}'}))
@@ -197,7 +197,7 @@ class BouncedTestCase(NoticesTestCase):
                     self.read(id_, 'state') == 'failed', changes)
 
     def test_same_message_id(self):
-        "Test the email to the recipient, of several with one Message-ID"
+        "Test the right one of several emails with one Message-ID is found"
         others = [self.queue(a, MESSAGE) for a in [JANE, JOE]]
         id_ = self.queue_sent(JOHN)
         self.receive(about(JOHN))
@@ -206,7 +206,7 @@ class BouncedTestCase(NoticesTestCase):
             self.assertEqual(self.read(other, 'state'), 'sent')
 
     def test_ses(self):
-        "Test what Amazon SES has given a Message-ID of its own"
+        "Test a notice with the Message-ID that Amazon SES has given"
         queue_id = SES_ID.partition('@')[0].strip('<')
         self.server.script['dot'] = f'250 Ok {queue_id}'
         self.addCleanup(self.server.script.clear)
@@ -218,7 +218,7 @@ class BouncedTestCase(NoticesTestCase):
         self.assertEqual(self.receive(data), ([id_], [id_]))
 
     def test_ses_in_several_transactions(self):
-        "Test each has an id, of which any can be that of a notice"
+        "Test each SMTP transaction has an id, any of which a notice may have"
         dead = DEAD.replace('rcpt-550', 'x-550')
         queue_id = SES_ID.partition('@')[0].strip('<')
         others = [queue_id.replace('aaaa', c * 4) for c in 'bc']
@@ -245,7 +245,7 @@ class BouncedTestCase(NoticesTestCase):
 
 
 class UnchangedTestCase(NoticesTestCase):
-    "Test the notices that change nothing"
+    "Test notices that change nothing"
 
     def setUp(self):
         super().setUp()
@@ -290,7 +290,7 @@ class UnchangedTestCase(NoticesTestCase):
         self.assertEqual(self.everything(), before)
 
     def test_cancelled(self):
-        "Test an email that was given up stays so"
+        "Test a cancelled email stays cancelled"
         self.receive(about(JOHN))
         self.press('cancel', self.id)
         self.receive(about(JANE))
@@ -298,7 +298,7 @@ class UnchangedTestCase(NoticesTestCase):
             self.read(self.id, 'state', 'accepted'), ['cancelled', JOE])
 
     def test_sending(self):
-        "Test an email that is with a sender is left to it"
+        "Test an email that is with a sender is not changed"
         self.write(self.id, state='sending')
         before = self.everything()
         with self.assertRaises(BusyError) as raised:
@@ -307,7 +307,9 @@ class UnchangedTestCase(NoticesTestCase):
         self.assertEqual(self.everything(), before)
 
     def test_changed_meanwhile(self):
-        "Test what somebody has changed since it was read is left"
+        """Test an email that somebody has changed since it was read is not
+        changed
+        """
         def read(cls, notice):
             emails = noticed(notice)
             with Transaction().new_transaction() as transaction:
@@ -339,7 +341,7 @@ class UnchangedTestCase(NoticesTestCase):
 
 
 class NoticesToldTestCase(RPCTestCase, NoticesTestCase):
-    "Test who is told of it"
+    "Test which users are notified"
 
     def setUp(self):
         super().setUp()
@@ -381,7 +383,7 @@ class NoticesToldTestCase(RPCTestCase, NoticesTestCase):
                 Pool().get('email.queue.health').measure().failed, 1)
 
     def test_error_of_hook(self):
-        "Test what has failed is recorded, whatever comes of telling"
+        "Test failures are recorded even if the hook raises an error"
         with patch.object(
                 Pool(DB_NAME).get('email.queue'), 'run_finished',
                 side_effect=RuntimeError):
@@ -391,7 +393,7 @@ class NoticesToldTestCase(RPCTestCase, NoticesTestCase):
         self.assertEqual(self.read(self.id, 'state'), 'failed')
 
     def test_no_client(self):
-        "Test no client gives the queue a notice"
+        "Test no client can give the queue a notice"
         for session in self.sessions:
             for method in ['receive_notice', 'receive_inbound_email']:
                 with self.subTest(user=session.login, method=method):
@@ -400,7 +402,7 @@ class NoticesToldTestCase(RPCTestCase, NoticesTestCase):
 
 
 class NoticeInboundTestCase(unittest.TestCase):
-    "Test what the services of Inbound Email give"
+    "Test what the services of Inbound Email deliver"
 
     def test_raw(self):
         class Inbound:
@@ -427,7 +429,7 @@ class NoticeInboundTestCase(unittest.TestCase):
 
 
 class ReturnPathTestCase(NoticesTestCase):
-    "Test whom notices go to"
+    "Test to whom notices go"
 
     def test_default(self):
         with configured(return_path='bounces@example.com'):
@@ -497,7 +499,7 @@ class ScriptTestCase(NoticesTestCase):
         for status, *args in [
                 (64,), (64, '-d'), (64, '-d', 'x', '--nonsense'),
                 (78, '-d', 'x', '-c', '/nowhere/trytond.conf'),
-                # The pool of PostgreSQL tries for half a minute
+                # The pool of PostgreSQL tries to connect for half a minute
                 *[(75, '-d', 'nowhere')] * (backend.name == 'sqlite'),
                 ]:
             with self.subTest(args=args):

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Who is told that emails have failed."""
+"""Which users are notified that emails have failed."""
 import json
 from unittest.mock import patch
 
@@ -38,7 +38,7 @@ class NotificationTestCase(RPCTestCase):
             return email.id
 
     def notified(self, user=None):
-        "Return what is notified: user, label, description, model and ids"
+        "Return the notifications: user, label, description, model and ids"
         with self.transaction(readonly=True):
             Notification = Pool().get('res.notification')
             notifications = Notification.search(
@@ -49,7 +49,7 @@ class NotificationTestCase(RPCTestCase):
                 for n in notifications]
 
     def test_record(self):
-        "Test the user who queued it is told once, and opens the email"
+        "Test the user who queued the email is notified once and can open it"
         resource = f'res.user,{self.clerk.id}'
         id_ = self.queue_as(self.clerk.id, resource=resource)
         self.send_all()
@@ -63,7 +63,7 @@ class NotificationTestCase(RPCTestCase):
         self.assertEqual((model, ids), ('email.queue.own', [id_]))
 
     def test_client(self):
-        "Test the client gets it"
+        "Test the client gets the notification"
         id_ = self.queue_as(
             self.clerk.id, resource=f'res.user,{self.clerk.id}')
         self.send_all()
@@ -76,14 +76,14 @@ class NotificationTestCase(RPCTestCase):
         self.assertIn('550', email['error'])
 
     def test_email(self):
-        "Test who reads the queue opens the email that has no record"
+        "Test a user who reads the queue can open an email without record"
         id_ = self.queue_as(self.postmaster.id)
         self.send_all()
         (_, _, _, model, ids), = self.notified()
         self.assertEqual((model, ids), ('email.queue', [id_]))
 
     def test_several(self):
-        "Test who does not opens just those that have failed"
+        "Test another user opens only their own failed emails"
         self.queue_as(self.clerk.id, 'jane@example.com')
         expected = [
             self.queue_as(self.clerk.id),
@@ -97,7 +97,7 @@ class NotificationTestCase(RPCTestCase):
             description, "2 emails were not delivered: Order, Order")
 
     def test_users(self):
-        "Test each user is told about their own"
+        "Test each user is notified of their own emails"
         for user in [self.clerk.id, self.postmaster.id, self.clerk.id]:
             self.queue_as(user)
         self.queue_as(self.clerk.id, to_addrs='jane@example.com')
@@ -110,7 +110,7 @@ class NotificationTestCase(RPCTestCase):
                     ]))
 
     def test_many(self):
-        "Test more are told by their number"
+        "Test many emails are told by their number"
         for user in [self.clerk.id, self.postmaster.id]:
             for count in [notification.EMAILS, notification.EMAILS + 1]:
                 self.clear()
@@ -129,7 +129,7 @@ class NotificationTestCase(RPCTestCase):
                 self.assertEqual(records, ids)
 
     def test_nobody(self):
-        "Test nobody is told about what must not go round in circles"
+        "Test no notification is made that could cause the next failure"
         about = self.queue_as(0, to_addrs='jane@example.com')
         self.queue_as(self.clerk.id, from_addr='<>')
         self.queue_as(self.clerk.id, resource=f'email.queue,{about}')
@@ -140,7 +140,7 @@ class NotificationTestCase(RPCTestCase):
         self.assertEqual(self.notified(), [])
 
     def test_inactive(self):
-        "Test only active users that exist are told"
+        "Test only active users that exist are notified"
         with self.transaction():
             User = Pool().get('res.user')
             user, = User.create([{'name': "Gone", 'login': 'gone'}])
@@ -158,7 +158,7 @@ class NotificationTestCase(RPCTestCase):
             [n[0] for n in self.notified()], [self.postmaster.id])
 
     def test_language(self):
-        "Test a user is told in their language"
+        "Test a user is notified in their language"
         self.queue_as(self.clerk.id)
         with self.transaction():
             pool = Pool()
@@ -185,7 +185,7 @@ class NotificationTestCase(RPCTestCase):
             User.write([User(self.clerk.id)], {'language': None})
 
     def test_subscription(self):
-        "Test who looks after the queue subscribes to the job"
+        "Test users who look after the queue can subscribe to the job"
         method = 'email.queue|send_all'
         for session in self.sessions:
             with self.transaction(session.id, readonly=True) as transaction:
@@ -213,7 +213,7 @@ class NotificationTestCase(RPCTestCase):
             User.write([User(self.postmaster.id)], {'notifications': None})
 
     def test_trouble(self):
-        "Test users are told though the run ends in an error"
+        "Test users are notified even if the run ends in an error"
         self.queue_as(self.clerk.id)
         self.queue_as(self.clerk.id, from_addr='mail-421@example.com')
         try:
@@ -223,7 +223,7 @@ class NotificationTestCase(RPCTestCase):
         self.assertEqual(len(self.notified()), 1)
 
     def test_error(self):
-        "Test an error while telling changes nothing"
+        "Test an error of the notification changes nothing else"
         id_ = self.queue_as(self.clerk.id)
         EmailQueue = Pool(DB_NAME).get('email.queue')
         with patch.object(

@@ -42,7 +42,7 @@ SECONDS = 1
 
 @unittest.skipUnless(shutil.which('openssl'), "it makes the certificates")
 class OAuthTestCase(QueueTestCase):
-    "A server that lets in by a token only, over TLS"
+    "A server that accepts only logins by a token, over TLS"
 
     @classmethod
     def setUpClass(cls):
@@ -96,7 +96,7 @@ class OAuthTestCase(QueueTestCase):
             return [e.message for e in Error.search([])]
 
     def troubled(self, *words, runs=3):
-        "Test that nothing is sent, which is told once, and return the error"
+        "Check that nothing is sent, which is told once, and return the error"
         ids = self.queue_many(3)
         received = len(self.server.received)
         for _ in range(runs):
@@ -219,7 +219,7 @@ class LifeTestCase(OAuthTestCase):
     "How long a token is used"
 
     def asked(self, seconds):
-        "Return how many tokens are asked for by calls at those seconds"
+        "Return how many tokens are asked for by calls at these seconds"
         oauth._tokens.clear()
         self.endpoint.forms.clear()
         clock = SimpleNamespace(monotonic=lambda: now)
@@ -244,7 +244,7 @@ class LifeTestCase(OAuthTestCase):
 
 
 class OAuthRefusedTestCase(OAuthTestCase):
-    "A server that does not take the token"
+    "A server that does not accept the token"
 
     def test_once(self):
         for mechanism in ['XOAUTH2', 'OAUTHBEARER']:
@@ -274,7 +274,7 @@ class OAuthRefusedTestCase(OAuthTestCase):
     def test_for_good(self):
         self.server.bearer = lambda user, token: False
         self.troubled("535", "authentication failed")
-        # A fresh token for each run, and one for the first
+        # A fresh token in each run, and the token of the first run
         self.assertLessEqual(len(self.endpoint.forms), 2 * 3 + 1)
         self.server.bearer = self.endpoint.good
         self.healed()
@@ -288,7 +288,7 @@ class OAuthRefusedTestCase(OAuthTestCase):
         self.healed()
 
     def test_busy(self):
-        "Test no fresh token is asked for where the server is busy"
+        "Test no fresh token is asked for when the server is busy"
         self.server.script['auth'] = '454 4.7.0 try later'
         self.troubled("454", runs=1)
         self.assertEqual(len(self.endpoint.forms), 1)
@@ -351,7 +351,7 @@ class EndpointTestCase(OAuthTestCase):
                 self.assertLess(time.monotonic() - started, 15)
                 self.assertIn("no token from 127.0.0.1", error)
                 self.assertEqual(self.endpoint.got, [])
-                # Nothing is begun with the mail server
+                # The mail server is not even connected to
                 self.assertEqual(self.server.commands, [])
                 self.endpoint.script = None
                 self.healed()
@@ -372,7 +372,7 @@ class EndpointTestCase(OAuthTestCase):
         self.healed()
 
     def test_proxy(self):
-        "Test a proxy gets what is for others, and nothing for this machine"
+        "Test a proxy is used for other machines, and not for this machine"
         lines = []
 
         def serve():
@@ -409,7 +409,7 @@ class EndpointTestCase(OAuthTestCase):
                 ('http://127.0.0.1@login.example.com/', "is not a URI"),
                 ('https://user:s3cr3t@127.0.0.1/', "is not a URI"),
                 ('ftp://127.0.0.1/', "is not a URI"),
-                ('file:///nowhere', "can not be read"),
+                ('file:///nowhere', "cannot be read"),
                 ('/token', "is not a URI"),
                 ('https://[::1/', "is not a URI"),
                 ('https://127.0.0.1:port/', "is not a URI"),
@@ -528,7 +528,7 @@ class OAuthKeyTestCase(OAuthTestCase):
 
 
 class ServiceAccountTestCase(OAuthKeyTestCase):
-    "What is signed by the key of a service account"
+    "What the key of a service account signs"
 
     def test_google(self):
         self.queue()
@@ -587,7 +587,7 @@ class ServiceAccountTestCase(OAuthKeyTestCase):
 
 
 class SecretsTestCase(OAuthKeyTestCase):
-    "Nothing secret in anything that is shown, printed or logged"
+    "No secret is in anything that is shown, printed or logged"
 
     def setUp(self):
         super().setUp()
@@ -681,12 +681,12 @@ class SecretsTestCase(OAuthKeyTestCase):
             self.run_cron()
             error, = self.errors()
             self.assertIn("535 the server refuses the token", error)
-            # Once more with a fresh one, as any refused login
+            # Once more with a fresh token, as after any refused login
             self.assertEqual(len(self.endpoint.forms), 2)
         self.check()
 
     def test_user_is_no_ascii(self):
-        "Test nothing is in an exception of a codec"
+        "Test no exception of a codec holds a secret"
         with configured('email', uri=self.uri(self.server).replace(
                     'erp', 'j%C3%B6')):
             self.queue()
@@ -722,10 +722,10 @@ class SecretsTestCase(OAuthKeyTestCase):
 
 
 class SharingTestCase(OAuthTestCase):
-    "Who asks for a token while others need it, too"
+    "Several threads need a token at the same time"
 
     def together(self, count):
-        "Let so many threads ask at once and return what each got"
+        "Let so many threads ask at once and return what each of them got"
         results, threads = [], []
 
         def ask():
@@ -762,7 +762,7 @@ class SharingTestCase(OAuthTestCase):
 
         def counted(future):
             calls.append(future)
-            # All but the one that asks wait for it
+            # All threads wait but the one that asks
             if len(calls) == count - 1:
                 release.set()
             return result(future)
@@ -784,7 +784,7 @@ class SharingTestCase(OAuthTestCase):
             self.assertIn("HTTP status 503", error.words)
 
     def test_forked(self):
-        "Test a process that was forked in the wrong moment does not wait"
+        "Test a process that was forked in a wrong moment does not wait"
         with oauth._tokens_lock:
             pid = os.fork()
             if not pid:
@@ -795,7 +795,7 @@ class SharingTestCase(OAuthTestCase):
         self.assertEqual(os.waitpid(pid, 0)[1], 0)
 
     def test_interrupted_while_others_wait(self):
-        "Test the others are told, and not interrupted"
+        "Test the other threads get an error, and are not interrupted"
         asked = oauth.Future()
         request = SimpleNamespace(send=self.interrupted)
         with self.assertRaises(KeyboardInterrupt):
@@ -807,7 +807,7 @@ class SharingTestCase(OAuthTestCase):
         raise KeyboardInterrupt
 
     def test_interrupted(self):
-        "Test whoever comes after is not left alone"
+        "Test a later thread does not wait for an interrupted one"
         with patch.object(
                 oauth._Request, 'send', side_effect=KeyboardInterrupt), \
                 self.assertRaises(KeyboardInterrupt):
@@ -830,7 +830,7 @@ class OAuthProcessesTestCase(ProcessTestCase, OAuthTestCase):
             self.states().keys(), {'sent'}, self.rows('error'))
 
     def again(self):
-        "Let all be sent once more"
+        "Let all emails be sent once more"
         t = Table('email_queue')
         with Transaction().start(self.database, 0) as transaction:
             transaction.connection.cursor().execute(
@@ -879,7 +879,7 @@ class SaslTestCase(unittest.TestCase):
                 ("invalid_client: AADSTS7000215: Invalid Trace ID: 1a-2",
                     "invalid_client: AADSTS7000215: Invalid Trace ID:"),
                 ("AADSTS at 10:15", "AADSTS at")]:
-            self.assertEqual(smtp.alike(words), expected)
+            self.assertEqual(smtp.gist(words), expected)
 
 
 del QueueTestCase, ProcessTestCase, OAuthTestCase, OAuthKeyTestCase

@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """Servers that never come to an end before the first message.
 
-Whatever a server does then, neither a thread nor an open file of it stays.
+Whatever a server does then, neither a thread nor an open file is left.
 """
 import os
 import resource
@@ -52,7 +52,9 @@ def challenges(sock):
 
 
 class HostileServer:
-    "It gives the replies, each after a command but the first, then the answer"
+    """A server that gives the replies, each after a command but the first, and
+    then the answer
+    """
 
     def __init__(self, replies, answer):
         self._replies = replies
@@ -119,7 +121,7 @@ class OpeningTestCase(unittest.TestCase):
         self.assertLessEqual(_open_files(), files)
 
     def deliver(self, scheme, credentials, replies, answer):
-        "Return the words of the trouble and how long it took"
+        "Return the words of the trouble, and how long it took"
         with self.nothing_left(), HostileServer(replies, answer) as server:
             client = smtp.Client(
                 f'{scheme}://{credentials}127.0.0.1:{server.port}',
@@ -164,7 +166,7 @@ class OpeningTestCase(unittest.TestCase):
         self.assertIn('infinite loop', words)
 
     def test_handshake(self):
-        "Test a handshake of TLS that hangs, or goes on for ever"
+        "Test a TLS handshake that hangs or never ends"
         record = b'\x16\x03\x03\x40\x00' + b'\x0b\x00\x3f\xfc' + b'\0' * 16380
         start_tls = [GREETING, EHLO, GREETING]
         for scheme, replies in [('smtps', []), ('smtp+tls', start_tls)]:
@@ -184,19 +186,21 @@ class OpeningTestCase(unittest.TestCase):
                 self.deliver(scheme, credentials, replies, silent)
 
     def test_given_server(self):
-        "Test a connection of the caller's that says hello for ever"
+        "Test a connection of the caller whose greeting never ends"
         for answer in [endless(b'250-x\r\n'), dripping(b'250-x\r\n')]:
             with self.subTest(answer=answer), self.nothing_left(), \
                     HostileServer([GREETING], answer) as server:
                 given = smtplib.SMTP('127.0.0.1', server.port, timeout=10)
                 outcome = smtp.Client(
-                    f'smtp://127.0.0.1:{server.port}', server=given,
+                    f'smtp://127.0.0.1:{server.port}', smtp=given,
                     timeout=TIMEOUT).deliver(MAIL)
                 self.assertIn(outcome.trouble.words, {
                         "an answer without end", "timed out"})
 
     def test_name_server(self):
-        "Test only so many threads wait for a name server that hangs"
+        """Test the number of threads that wait for a hanging name server is
+        limited
+        """
         answer, asked = threading.Event(), []
 
         def getaddrinfo(*args, **kwargs):

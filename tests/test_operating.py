@@ -41,7 +41,7 @@ class OperatingTestCase(RPCTestCase):
         super().setUpClass()
         cls.directory = Path(cls.enter(tempfile.TemporaryDirectory()))
         cls.port = free_port()
-        # All else is in the environment
+        # All other options are in the environment
         cls.conf = cls.directory / 'trytond.conf'
         cls.configure(cls.server.uri)
         cls.commands = set(COMMAND.findall(PAGE.read_text('utf-8')))
@@ -53,7 +53,7 @@ class OperatingTestCase(RPCTestCase):
             cursor = transaction.connection.cursor()
             for table in ['email_queue_health', 'res_notification']:
                 cursor.execute(f'DELETE FROM {table}')
-            # Whatever others have done with them
+            # Whatever other tests have done with the actions
             cursor.execute('UPDATE ir_cron SET next_call = NULL')
 
     @classmethod
@@ -66,7 +66,7 @@ class OperatingTestCase(RPCTestCase):
             f'listen = 127.0.0.1:{cls.port}\n')
 
     def command(self, start, **replaced):
-        "Return the words of the command of the page that begins so"
+        "Return the words of the page's command that begins in this way"
         command, = ({c for c in self.commands if c == start}
             or {c for c in self.commands if c.startswith(start)})
         for name, value in {
@@ -141,7 +141,7 @@ class OperatingTestCase(RPCTestCase):
         test_email = 'trytond-admin -c trytond.conf --test-email'
         status, output = self.run_command(test_email)
         self.assertIn('refused', output)
-        # What you see
+        # What the page says is seen
         with self.running(scheduler):
             self.wait_for(self.open_errors)
         (error,) = self.open_errors()
@@ -169,7 +169,7 @@ class OperatingTestCase(RPCTestCase):
                 ('state', '!=', 'solved')], 0, None, None, ['message'])
 
     def again(self):
-        "Let the scheduler not wait for the next minute"
+        "Let the scheduler run the action without waiting for the next minute"
         with self.transaction() as transaction:
             transaction.connection.cursor().execute(
                 'UPDATE ir_cron SET next_call = NULL')
@@ -320,7 +320,7 @@ class OperatingTestCase(RPCTestCase):
             self.update_indexes()
 
     def update_indexes(self):
-        # What extensions there are is remembered
+        # The database remembers which extensions there are
         backend.Database.clear_cache()
         return self.run_command('trytond-admin -c trytond.conf -d')
 

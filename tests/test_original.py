@@ -28,7 +28,7 @@ from ..original import BYTES, Row, _batches, values_of
 from .test_upgrade import ADMIN, insert, remember
 from .tools import MESSAGE, QueueTestCase, configured
 
-# As Tryton 3.4 made it
+# The table as Tryton 3.4 made it
 TABLE = """
 CREATE TABLE email_queue (
     id {id},
@@ -59,7 +59,7 @@ TYPES = {
     'sqlite': {
         'id': 'INTEGER PRIMARY KEY AUTOINCREMENT', 'precise': ''},
     }
-# What the update of version 8.2.0 made of it
+# The table as the update of version 8.2.0 left it
 COLUMNS = {
     'accepted': 'TEXT', 'crashes': 'INTEGER', 'error': 'TEXT',
     'expires_at': 'TIMESTAMP', 'file_id': 'VARCHAR',
@@ -147,7 +147,7 @@ def addresses(names):
 
 
 def catalogue(name):
-    "Return columns, constraints and indexes of the table of a database"
+    "Return the columns, constraints and indexes of a database's table"
     with Transaction().start(name, 0) as transaction:
         cursor = transaction.connection.cursor()
         if backend.name == 'sqlite':
@@ -177,13 +177,13 @@ def catalogue(name):
         return columns, indexes, [*constraints, *cursor.fetchall()]
 
 
-# What the module has made
+# The objects that the module has made
 _made = ExitStack()
 
 
 def setUpModule():
-    "Make the database without the module, of which the others are copies"
-    # Where a database is a file
+    "Make a database without the module, which the other databases copy"
+    # If a database is a file
     path = _made.enter_context(tempfile.TemporaryDirectory())
     _made.enter_context(configured('database', path=path))
     create_db(BASE)
@@ -198,7 +198,7 @@ def tearDownModule():
 
 def copy_db(name):
     if backend.name == 'sqlite':
-        # Not the file, beside which there may be a journal
+        # Not by copying the file, because there may be a journal beside it
         path = Path(config.get('database', 'path'))
         with closing(sqlite3.connect(path / f'{BASE}.sqlite')) as base, \
                 closing(sqlite3.connect(path / f'{name}.sqlite')) as copy:
@@ -316,7 +316,7 @@ class OriginalTestCase(OriginalDatabase):
                         values['write_date'], sent_at, 0, None))
 
     def test_messages(self):
-        "Test the text of each row, and what is read of it"
+        "Test the message of each row, and what is read of it"
         for name, (values, *_, expected) in CASES.items():
             values = {**COMMON, **values}
             with self.subTest(name):
@@ -338,7 +338,7 @@ class OriginalTestCase(OriginalDatabase):
                     subject, subject_[1].decode() if subject_ else '')
 
     def test_addresses(self):
-        "Test the addresses are as queue_mail has them, or as they were"
+        "Test the addresses are as queue_mail stores them, or as they were"
         for name, from_addr, to_addrs, refused in [
                 ('plain', 'shop@example.com', 'jane@example.com', None),
                 ('names', 'shop@example.com',
@@ -357,13 +357,13 @@ class OriginalTestCase(OriginalDatabase):
                     (from_addr, to_addrs, refused))
 
     def test_catalogue(self):
-        "Test the table is as a new one"
+        "Test the table is like a new table"
         for converted, new in zip(catalogue(self.name), catalogue(DB_NAME)):
             self.assertEqual(converted, new)
             self.assertTrue(new or backend.name == 'sqlite')
 
     def test_settings(self):
-        "Test there is one action, with its interval, and no user"
+        "Test there is one action, with its former interval, and no user"
         self.assertEqual(
             self.select(
                 'ir_cron', 'id', 'interval_number', 'interval_type', 'active',
@@ -377,7 +377,7 @@ class OriginalTestCase(OriginalDatabase):
                 self.select('ir_model_data', 'id', fs_id=fs_id), [])
 
     def test_log(self):
-        "Test the log counts, and tells of no trouble"
+        "Test the log counts the rows, and has no warning"
         count = len(CASES)
         self.assertIn(
             f"{count} of {count} emails of the original module are converted",
@@ -398,7 +398,9 @@ class OriginalTestCase(OriginalDatabase):
         self.assertNotRegex(log, 'WARNING|ERROR|CRITICAL')
 
     def test_z_use(self):
-        "Test the job sends each once, and a person decides about the rest"
+        """Test the job sends each email once, and a person decides about the
+        rest
+        """
         with Transaction().start(self.name, 0):
             Pool().get('email.queue').send_all()
         expected = [
@@ -421,7 +423,9 @@ class OriginalTestCase(OriginalDatabase):
         self.tell()
 
     def decide(self):
-        "Find all that was held back, by its words, and press the buttons"
+        """Find all emails that are held back, by their reason, and press the
+        buttons
+        """
         self.server.received.clear()
         held = [IDS['old'], IDS['old dead sender']]
         for button, state in [
@@ -441,7 +445,7 @@ class OriginalTestCase(OriginalDatabase):
         self.assertEqual(len(self.server.received), 2)
 
     def tell(self):
-        "Test the administrators are told once, and with the number"
+        "Test the administrators are notified once, with the number"
         for _ in range(2):
             with Transaction().start(self.name, 0):
                 Pool().get('email.queue.health').watch()
@@ -455,12 +459,12 @@ class OriginalTestCase(OriginalDatabase):
 
 
 class DeactivatedTestCase(OriginalDatabase):
-    "Test the module was not activated any more"
+    "Test a database in which the module was not active any more"
     name = 'email_queue_deactivated'
     module_state = 'not activated'
 
     def test_settings(self):
-        "Test there is one action, with its interval"
+        "Test there is one action, with its former interval"
         self.assertEqual(
             self.select(
                 'ir_cron', 'id', 'interval_number', 'interval_type', 'active',
@@ -477,7 +481,7 @@ class DeactivatedTestCase(OriginalDatabase):
         self.assertEqual(self.select('res_notification', 'id'), [])
 
     def test_twice(self):
-        "Test of two threads that send an email one gets an error"
+        "Test one of two threads that send the same email gets an error"
         with self.previous():
             email, = Pool().get('email.queue').queue_mail(
                 'shop@example.com', 'jane@example.com', "Hello")
@@ -509,7 +513,7 @@ class DeactivatedTestCase(OriginalDatabase):
 
 
 class HalfUpdatedTestCase(OriginalDatabase):
-    "Test the update after that of a version that did not convert"
+    "Test the update after a version that did not convert the table"
     name = 'email_queue_half'
 
     @classmethod
@@ -521,7 +525,7 @@ class HalfUpdatedTestCase(OriginalDatabase):
             insert(cursor, 'email_queue', id=id_, priority='20', crashes=0,
                 **{**COMMON, 'create_date': created})
         if backend.name == 'sqlite':
-            # PostgreSQL takes no bytes for a text
+            # PostgreSQL does not take bytes as a text
             insert(cursor, 'email_queue', id=13, priority='10', crashes=0,
                 size=len(MESSAGE), scheduled_at=OLD,
                 **{**COMMON, 'msg': MESSAGE, 'create_date': OLD})
@@ -548,7 +552,7 @@ class HalfUpdatedTestCase(OriginalDatabase):
 
 
 class InterruptedTestCase(OriginalDatabase):
-    "Test the update after one that was interrupted, where that can be seen"
+    "Test the update after an interrupted update"
     name = 'email_queue_interrupted'
 
     @classmethod
@@ -568,7 +572,7 @@ class InterruptedTestCase(OriginalDatabase):
                 [MESSAGE, len(MESSAGE), RECENT, '20', 0], where=t.id == 11))
 
     def test_rows(self):
-        "Test what was converted stays, and the rest is"
+        "Test converted rows stay, and the other rows are converted"
         self.assertEqual(
             self.select('email_queue', 'state', 'scheduled_at'),
             [('outbox', RECENT)] * 2)
@@ -585,7 +589,7 @@ class InterruptedTestCase(OriginalDatabase):
 
 
 class ConversionTestCase(QueueTestCase):
-    "Test the conversion of what no table can have"
+    "Test the conversion of rows that no table should have"
 
     def test_null(self):
         "Test columns that are NULL"
@@ -608,7 +612,7 @@ class ConversionTestCase(QueueTestCase):
             (values['state'], values['reason']), ('failed', 'no_message'))
 
     def test_batches(self):
-        "Test a batch has no more bytes than it may, but one row at least"
+        "Test a batch has no more bytes than allowed, but at least one row"
         rows = [(i, size) for i, size in enumerate(
                 [0, BYTES, 1, 1, BYTES - 2, 3 * BYTES, 5])]
         self.assertEqual(
@@ -616,7 +620,7 @@ class ConversionTestCase(QueueTestCase):
 
 
 class IncompleteTestCase(QueueTestCase):
-    "Test rows that lack what a sender needs, by whatever wrote them"
+    "Test rows that lack what a sender needs, whatever has written them"
 
     def setUp(self):
         super().setUp()
@@ -652,7 +656,7 @@ class IncompleteTestCase(QueueTestCase):
                 if field.required and name != 'id'))
 
     def test_sent(self):
-        "Test each is sent, or failed with a reason"
+        "Test each row is sent, or has failed with a reason"
         for name, reason in {
                 'attempts': None, 'crashes': None, 'priority': None,
                 'scheduled_at': None, 'size': None,
@@ -677,7 +681,7 @@ class IncompleteTestCase(QueueTestCase):
         self.assertEqual(self.server.received[0].data, MESSAGE)
 
     def test_other_states(self):
-        "Test what waits for nobody keeps its state"
+        "Test rows that do not wait keep their state"
         for state in ['sent', 'failed', 'cancelled']:
             id_ = self.put(
                 state=state, scheduled_at=None, from_addr=None, attempts=None)
@@ -687,13 +691,13 @@ class IncompleteTestCase(QueueTestCase):
                 [state, None, '?', 0])
 
     def test_sending(self):
-        "Test what no sender is known to have goes back"
+        "Test a row in the state sending without a slot goes back"
         id_ = self.put(state='sending')
         self.send_all()
         self.assertEqual(self.read(id_, 'state', 'crashes'), ['sent', 1])
 
     def test_health(self):
-        "Test they are counted before and after they are completed"
+        "Test the health counts such rows before and after they are completed"
         def measure():
             with self.transaction(readonly=True):
                 return Pool().get('email.queue.health').measure()
@@ -718,7 +722,7 @@ class IncompleteTestCase(QueueTestCase):
                     self.assertNotIn(None, row)
 
     def test_busy(self):
-        "Test what a sender has stays as it is"
+        "Test a row that a sender holds stays as it is"
         id_ = self.put(state='sending', slot=1, attempts=None)
         with self.transaction():
             Pool().get('email.queue.health').watch()
@@ -726,10 +730,10 @@ class IncompleteTestCase(QueueTestCase):
 
 
 class CallersTestCase(QueueTestCase):
-    "Test the interface of the original works as it was called"
+    "Test code that calls the original module works"
 
     def test_queue_mail(self):
-        "Test an email is in the outbox with what was given, and is sent"
+        "Test a queued email is stored as it was given, and is sent"
         message = MIMEText("Hello")
         message['Subject'] = "Greeting"
         for to_addrs in [
@@ -756,7 +760,7 @@ class CallersTestCase(QueueTestCase):
                     self.assertTrue(mail.data.endswith(b'\r\n\r\nHello\r\n'))
 
     def test_send_all(self):
-        "Test a job that sends one after another over its own session"
+        "Test a job that sends one email after another in its own session"
         def send_all(cls):
             server = get_smtp_server()
             for mail in cls.search([('state', '=', 'outbox')]):
@@ -775,7 +779,7 @@ class CallersTestCase(QueueTestCase):
         self.assertEqual(len(self.server.received), len(ids))
 
     def test_send_all_refused(self):
-        "Test an email that is refused ends such a job with an error"
+        "Test a refused email ends such a job with an error"
         id_ = self.queue('rcpt-550@example.com')
         with self.transaction():
             server = get_smtp_server()

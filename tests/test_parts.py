@@ -67,7 +67,9 @@ class RecipientTestCase(RPCTestCase):
                 ('a@x.de', 'accepted', None)])
 
     def test_many(self):
-        "Test of hundreds who got the email the one who did not is first"
+        """Test the one recipient of hundreds who did not get the email comes
+        first
+        """
         people = [f'p{n}@x.de' for n in range(300)]
         id_ = self.queue(to_addrs=people)
         self.write(
@@ -78,7 +80,7 @@ class RecipientTestCase(RPCTestCase):
         self.assertEqual({state for _, state, _ in others}, {'accepted'})
 
     def test_words_of_states(self):
-        "Test a client is told the states in the language of the user"
+        "Test a client gets the states in the language of the user"
         id_ = self.queue()
         row, = self.postmaster.call(
             RECIPIENT, 'read', part_ids(id_, 1), ['state', 'state:string'])
@@ -120,21 +122,21 @@ class AttachmentTestCase(RPCTestCase):
             self.read(self.postmaster, ids, ['data'])
 
     def test_bound(self):
-        "Test what lies after the bound of a preview is not read"
+        "Test what comes after the bound of a preview is not read"
         id_ = self.queue(msg=self.message())
         with patch.object(preview, 'READ_SIZE', 400):
             email, = self.postmaster.queue('read', [id_], ['attachments'])
             self.assertLess(len(email['attachments']), 2)
 
     def test_unknown(self):
-        "Test ids of parts that there are none of"
+        "Test ids of parts that do not exist"
         id_ = self.queue(msg=b'')
         row, = self.read(
             self.postmaster, [part_ids(id_, 5)[-1]], ['name', 'data'])
         self.assertEqual([row['name'], row['data']], [None, None])
 
     def test_strangers(self):
-        "Test nobody else reads them, whatever their context says"
+        "Test nobody else reads the parts, whatever the context says"
         id_ = self.queue(msg=self.message())
         ids = part_ids(id_, 1)
         for session in self.strangers:
@@ -149,7 +151,7 @@ class AttachmentTestCase(RPCTestCase):
                                 model, 'read', ids, names, context=context)
 
     def test_sensitive(self):
-        "Test nobody reads those of a sensitive email"
+        "Test nobody reads the parts of a sensitive email"
         id_ = self.queue(msg=self.message(), sensitive=True)
         ids = part_ids(id_, 2)
         for session in self.readers:
@@ -166,7 +168,7 @@ class AttachmentTestCase(RPCTestCase):
                         self.assertFalse(row['name'] or row['data'])
 
     def test_callable(self):
-        "Test a client may only read them"
+        "Test a client may only read the parts"
         id_ = self.queue(msg=self.message())
         ids = part_ids(id_, 1)
         for model in [ATTACHMENT, RECIPIENT]:
@@ -179,7 +181,7 @@ class AttachmentTestCase(RPCTestCase):
                 with self.subTest(model=model, method=method):
                     with self.assertRaises(RPCError):
                         self.postmaster.call(model, method, *params)
-            # No way round to what is related
+            # A client cannot get at related records either
             row, = self.postmaster.call(
                 model, 'read', ids, ['email', 'email.msg', 'email.rec_name'])
             self.assertEqual(row, {'id': ids[0], 'email': id_})

@@ -1,10 +1,10 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What a large queue costs that has nothing to do.
+"""What a large queue costs a run that has nothing to do.
 
-A tenth of the rows that the issue is about: 30,000 for the future, 30,000
-sent, 10,000 cancelled. They fill hundreds of pages, where PostgreSQL already
-prefers an index that fits, and they are there in two seconds.
+The table has 30,000 rows for the future, 30,000 sent and 10,000 cancelled
+rows, a tenth of a large queue. They fill hundreds of pages, so that PostgreSQL
+prefers an index that fits, and they are made in two seconds.
 """
 import re
 import time
@@ -27,7 +27,7 @@ from .tools import QueueTestCase, configured
 
 SECONDS = 60
 KINDS = [
-    # State, number, due at
+    # State, number, due time
     ('outbox', 30000, "now() + interval '1 day'"),
     ('sent', 30000, "now()"),
     ('cancelled', 10000, "now()"),
@@ -43,13 +43,14 @@ class PlansTestCase(QueueTestCase):
         connection = database.get_connection(autocommit=True)
         try:
             cursor = connection.cursor()
-            # The rows of earlier tests are gone but not their index pages, and
-            # rows are so narrow here that these few would decide on the plan
+            # The rows of earlier tests are gone but not their pages in the
+            # indexes. The rows are so narrow here that these few pages would
+            # decide on the plan.
             cursor.execute('REINDEX TABLE email_queue')
             deadline = time.monotonic() + SECONDS
             seen = False
             while not seen:
-                # It leaves what an older transaction might still see
+                # VACUUM leaves rows that an older transaction might still see
                 self.assertLess(time.monotonic(), deadline)
                 cursor.execute('VACUUM ANALYZE email_queue')
                 cursor.execute(
@@ -79,7 +80,7 @@ class PlansTestCase(QueueTestCase):
         self.vacuum()
 
     def prepare(self):
-        "Something of everything to do"
+        "Add a few rows of everything that a run handles"
         for to_addrs in [
                 'jane@example.com', 'rcpt-450@example.com',
                 'rcpt-550@example.com']:
@@ -104,7 +105,7 @@ class PlansTestCase(QueueTestCase):
 
     @contextmanager
     def statements(self):
-        "Collect what is executed that has to do with the queue"
+        "Collect the executed statements that are about the queue"
         from trytond.backend.postgresql.database import LoggingCursor
         execute, executed = LoggingCursor.execute, {}
 
@@ -132,7 +133,7 @@ class PlansTestCase(QueueTestCase):
         self.prepare()
         with self.statements() as statements:
             with self.assertRaises(EmailQueueError):
-                # The server of one is not configured
+                # The server of one row is not configured
                 self.send_all()
             sent = len(statements)
             with self.transaction():
@@ -153,7 +154,7 @@ class PlansTestCase(QueueTestCase):
                     self.assertLessEqual(int(rows), BATCH, plan)
 
     def test_attention(self):
-        "Test the tab Needs Attention reads no backlog to count what it has"
+        "Test the tab Needs Attention is counted without reading the backlog"
         self.fill()
         with self.transaction(readonly=True):
             pool = Pool()
@@ -175,7 +176,8 @@ class PlansTestCase(QueueTestCase):
             cursor.execute(f'EXPLAIN (ANALYZE, BUFFERS) {text}', params)
             plan = '\n'.join(row[0] for row in cursor)
             transaction.rollback()
-        # The first is of all; what the planner reads is another matter
+        # The first line is about the whole; what the planner reads is another
+        # matter
         buffers = re.search(
             r'Buffers: shared (.*)', plan.partition('Planning:')[0])
         return sum(map(int, re.findall(
@@ -184,7 +186,8 @@ class PlansTestCase(QueueTestCase):
     def test_nothing_due(self):
         "Test an index is not read from end to end either"
         self.fill()
-        # Or nothing is read, as the session of the run is over
+        # Otherwise nothing would be read, because the session of the run is
+        # over
         with self.statements() as statements, \
                 patch.object(LockSlot, '_in_session', lambda _: Literal(True)):
             self.send_all()

@@ -38,7 +38,7 @@ def make_row(to=(A, B, C), **values):
     return Row(**fields)
 
 
-# What is recorded: the row, the outcome, the settings, what changes
+# The row, the outcome, the settings, and what changes in the recorded row
 FIRST = {'attempts': 1, 'first_attempt': NOW}
 SENT = {**FIRST, 'state': 'sent', 'sent_at': NOW}
 AFTER = {
@@ -322,7 +322,7 @@ class AfterTestCase(unittest.TestCase):
                     row._replace(**{'state': 'outbox', **expected}))
 
     def test_reason(self):
-        "Test that every row that is not sent tells why"
+        "Test that every row that is not sent has a reason"
         for name, (values, outcome, settings, _) in AFTER.items():
             with self.subTest(name):
                 row = after(
@@ -420,7 +420,7 @@ class NextAttemptTestCase(unittest.TestCase):
 class LargeSettingsTestCase(unittest.TestCase):
 
     def test_values_fit_what_is_computed(self):
-        "Test that no setting that is valid makes a message fail to be kept"
+        "Test that the valid values of settings cause no error"
         for name in ['retry_delay', 'give_up']:
             for value in [1e-3, 1e9 - 1]:
                 settings = Settings(**{name: value})
@@ -443,7 +443,9 @@ class SuspectsTestCase(unittest.TestCase):
     "Test rows whose refusal may be the server's fault, one after another"
 
     def settle(self, *outcomes):
-        "Return what is recorded at once for rows 1, 2 … and what is held"
+        """Return which of the rows 1, 2 … are recorded at once, and which are
+        held
+        """
         suspects = Suspects()
         settled = [
             [row for row, _ in suspects.settle(number, outcome)]
@@ -471,7 +473,7 @@ class SuspectsTestCase(unittest.TestCase):
                 ("deferred alike", [
                         Outcome(deferred={A: "451"}, refusal='rcpt 451')
                         ] * 2, [[], []], [[1, 2]]),
-                # What tells nothing of it
+                # Outcomes that say nothing about the server
                 ("trouble", [denied, Outcome(trouble=BUSY), denied],
                     [[], [2], []], [[1, 3]]),
                 ("uncertain", [denied, Outcome(unanswered="lost"), denied],
@@ -485,13 +487,13 @@ class SuspectsTestCase(unittest.TestCase):
                 self.assertEqual(self.settle(*outcomes), (settled, held))
 
     def test_alike(self):
-        "Test that address and digits make no difference"
+        "Test that addresses and digits make no difference"
         suspects = Suspects()
         for n in range(5):
             outcome = refusal(f"554 5.7.1 <{n}@example.com>: denied, id {n}Q")
             suspects.settle(n, outcome)
-            self.assertEqual(suspects.alike(outcome.refusal), n + 1)
-        self.assertEqual(suspects.alike(refusal("554 no").refusal), 0)
+            self.assertEqual(suspects.count(outcome.refusal), n + 1)
+        self.assertEqual(suspects.count(refusal("554 no").refusal), 0)
         self.assertEqual(len(suspects.release()), 1)
         self.assertEqual(suspects.release(), [])
 
@@ -606,7 +608,7 @@ class SessionsTestCase(unittest.TestCase):
             self.assertTrue(refused.result())
 
     def test_tried_without_session(self):
-        "Test that one who needed no session lets nobody wait for him"
+        "Test that a client that needed no session makes no other client wait"
         sessions = Sessions(2)
         for client in 'ab':
             sessions.enter(client)
@@ -670,7 +672,7 @@ class PatienceTestCase(unittest.TestCase):
         self.assertFalse(patience.exhausted(10 ** 9))
 
     def test_trouble_within_a_pause(self):
-        "Test that the trouble of many sessions at once is one"
+        "Test that the trouble of many sessions at once counts once"
         patience = Patience()
         for now in [1000, 1000.1, 1000.9]:
             patience.troubled(now)
@@ -690,7 +692,7 @@ class PatienceTestCase(unittest.TestCase):
         self.assertFalse(patience.exhausted(2001))
 
     def test_trouble_that_takes_its_time(self):
-        "Test that answers that are slow count for the minute, too"
+        "Test that slow replies count for the minute, too"
         patience = Patience()
         patience.troubled(1000)
         self.assertFalse(patience.exhausted(1000))
@@ -699,7 +701,7 @@ class PatienceTestCase(unittest.TestCase):
 
 
 class Clock(SimpleNamespace):
-    "In the place of the module time"
+    "A clock that takes the place of the module time"
     now = 1000
 
     def monotonic(self):
@@ -717,7 +719,7 @@ class PolicyClockTestCase(unittest.TestCase):
 
 
 class PaceTestCase(PolicyClockTestCase):
-    "Test how many rows are held"
+    "Test how many rows a sender holds"
 
     def test_start(self):
         self.assertEqual(Pace(1).rows(), 1)
@@ -725,13 +727,13 @@ class PaceTestCase(PolicyClockTestCase):
 
     def test_table(self):
         for connections, seconds, per_step, rows in [
-                (2, 10, 0, 2),  # none within the last second
-                (2, 10, .1, 2),  # slower than there are connections
+                (2, 10, 0, 2),  # no outcome within the last second
+                (2, 10, .1, 2),  # fewer outcomes than connections
                 (2, 10, 5, 50),
                 (2, 10, 40, 400),
                 (2, 10, 1000, 2 * HELD_ROWS),
                 (1, 10, 1000, HELD_ROWS),
-                (2, .5, 5, 50),  # just begun
+                (2, .5, 5, 50),  # the sender has just begun
                 ]:
             with self.subTest(
                     connections=connections, seconds=seconds,
@@ -743,7 +745,7 @@ class PaceTestCase(PolicyClockTestCase):
                 self.assertAlmostEqual(pace.rows(), rows, delta=rows / 9)
 
     def test_first_results(self):
-        "Test that a few at once are not taken for a high rate for ever"
+        "Test that a few outcomes at once do not count as a high rate for ever"
         pace = Pace(2)
         pace.finished(10)
         self.assertLessEqual(pace.rows(), 2 * HELD_ROWS)
@@ -768,7 +770,7 @@ class PaceTestCase(PolicyClockTestCase):
 
 
 class ThrottleTestCase(PolicyClockTestCase):
-    "Test whose turn is when"
+    "Test when each message has its turn"
 
     def test_no_limit(self):
         throttle = Throttle(0)
@@ -780,7 +782,7 @@ class ThrottleTestCase(PolicyClockTestCase):
             [throttle.turn() for _ in range(4)], [1001, 1002, 1003, 1004])
 
     def test_rate(self):
-        "Test that no minute holds more than the rate"
+        "Test that no minute has more messages than the rate"
         for rate in [.5, 7, 600, 12345]:
             throttle = Throttle(rate)
             turns = [throttle.turn() for _ in range(int(rate) * 3 + 2)]
@@ -810,7 +812,7 @@ class SlowedThrottleTestCase(PolicyClockTestCase):
         self.take(throttle, 100, .1)
         throttle.slow_down()
         self.assertEqual(throttle.resumes_at, self.clock.now + 1)
-        # Ten a second were too many
+        # Ten messages a second were too many
         self.assertAlmostEqual(throttle.found, 5 * 60)
         first, second = throttle.turn(), throttle.turn()
         self.assertAlmostEqual(first, self.clock.now + 1)
@@ -840,12 +842,12 @@ class SlowedThrottleTestCase(PolicyClockTestCase):
         pauses = []
         for _ in range(7):
             throttle.slow_down()
-            # Of other sessions, which were at it
+            # From other sessions, which were already sending
             throttle.slow_down()
             pauses.append(throttle.resumes_at - self.clock.now)
             self.clock.now = throttle.resumes_at
         self.assertEqual(pauses, [1, 2, 4, 8, 16, 30, 30])
-        # Nothing was taken, so there is no rate
+        # Nothing was taken, so no rate is known
         self.assertFalse(throttle.is_slowed)
 
     def test_found_before(self):

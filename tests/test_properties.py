@@ -1,6 +1,7 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Whatever is accepted arrives as it was given, all else leaves nothing."""
+"""Whatever is accepted arrives as it was given; everything else has no effect.
+"""
 import email
 import re
 import string
@@ -16,7 +17,7 @@ from trytond.pool import Pool
 
 from .test_queue import OWN_FIELDS, DeliveryTestCase
 
-# The same examples in each run, several emails in each
+# The same examples in each run, with several emails in each example
 REPEATABLE = settings(
     deadline=None, database=None, derandomize=True, max_examples=12,
     phases=[Phase.explicit, Phase.generate, Phase.shrink])
@@ -63,7 +64,7 @@ values = st.text(
 
 @st.composite
 def lists_of_addresses(draw):
-    "Return addresses and a text that has them in one of many ways"
+    "Return addresses, and a text that has them in one of many ways"
     found, text = [], []
     for mailbox in draw(st.lists(mailboxes, min_size=1, max_size=5)):
         found.append(mailbox)
@@ -91,10 +92,10 @@ def once(addresses):
 class PropertyTestCase(DeliveryTestCase):
 
     def check(self, batch):
-        """Queue and send the emails of which the arguments are given.
+        """Queue and send emails with these arguments.
 
-        Return for each the mail that has arrived, None where the arguments
-        are refused.
+        Return for each the mail that has arrived, None if the arguments are
+        refused.
         """
         self.clear()
         records = [self.queued(**arguments) for arguments in batch]
@@ -118,7 +119,7 @@ class PropertyTestCase(DeliveryTestCase):
         return found
 
     def queued(self, **arguments):
-        "Return the values of the record, None where it is refused"
+        "Return the values of the record, None if it is refused"
         arguments = {
             'from_addr': 'shop@example.com',
             'to_addrs': ['jane@example.com'],
@@ -141,12 +142,12 @@ class PropertyTestCase(DeliveryTestCase):
 
 
 class AnyAddressesTestCase(PropertyTestCase):
-    "Test the envelope that arrives is the one that was given"
+    "Test the envelope that arrives is the envelope that was given"
 
     @REPEATABLE
     @given(some(mailboxes, st.lists(mailboxes, min_size=1, max_size=5)))
     def test_mailboxes(self, batch):
-        "Test every mailbox is accepted and arrives as it is"
+        "Test every mailbox is accepted and arrives unchanged"
         mails = self.check(
             {'from_addr': from_addr, 'to_addrs': to_addrs}
             for from_addr, to_addrs in batch)
@@ -165,7 +166,7 @@ class AnyAddressesTestCase(PropertyTestCase):
     @REPEATABLE
     @given(some(lists_of_addresses()))
     def test_headers(self, batch):
-        "Test the same in the headers of a message"
+        "Test mailboxes are found in the header of a message"
         messages = []
         for _, text in batch:
             message = Message()
@@ -197,19 +198,19 @@ class AnyAddressesTestCase(PropertyTestCase):
         "Test any list of texts as recipients"
         mails = self.check({'to_addrs': to_addrs} for to_addrs in batch)
         for to_addrs, mail in zip(batch, mails):
-            # Nothing arrives at an address that was not there
+            # Nothing arrives at an address that the text did not have
             for address in mail.to_addrs if mail else []:
                 local = address.rpartition('@')[0]
                 self.assertTrue(any(local in text for text in to_addrs))
 
 
 class AnyOptionsTestCase(PropertyTestCase):
-    "Test the options that arrive are those that were given"
+    "Test the options that arrive are the options that were given"
 
     @REPEATABLE
     @given(some(values, values))
     def test_values(self, batch):
-        "Test every value is accepted and arrives as it is"
+        "Test every value is accepted and arrives unchanged"
         mails = self.check({
                 'mail_options': ['RET=HDRS', f'ENVID={mail_value}'],
                 'rcpt_options': f'NOTIFY=NEVER ORCPT={rcpt_value}',
@@ -239,7 +240,7 @@ class AnyOptionsTestCase(PropertyTestCase):
 
 
 class AnyMessageTestCase(PropertyTestCase):
-    "Test the bytes that arrive are those that were given"
+    "Test the bytes that arrive are the bytes that were given"
 
     lines = st.lists(st.one_of(
             st.binary(max_size=20),
@@ -253,7 +254,7 @@ class AnyMessageTestCase(PropertyTestCase):
 
     @staticmethod
     def normal(data):
-        "Return data with the line ends that it has to have"
+        "Return the data with the line ends that it must have"
         lines = re.split(b'\r\n|\r|\n', data)
         if not lines[-1]:
             lines.pop()
@@ -288,7 +289,7 @@ class AnyMessageTestCase(PropertyTestCase):
                 rb'(?:[!-9;-~]+[ \t]*:.*\r\n(?:[ \t].*\r\n)*)*', mail.data)[0]
             self.assertIsNone(
                 re.search(rb'(?im)^(resent-)?bcc[ \t]*:', fields))
-            # Only lines of the header go
+            # Only lines of the header are removed
             lines = iter(mail.data.split(b'\r\n'))
             missing = [
                 line for line in self.normal(
@@ -314,7 +315,7 @@ class AnyMessageTestCase(PropertyTestCase):
             try:
                 message['Subject'] = subject
             except ValueError:
-                # It has line ends
+                # A value that has line ends
                 pass
             message.set_content(text)
             message.add_attachment(attached, 'application', 'octet-stream')

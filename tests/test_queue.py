@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""From queue_mail to the bytes at a real server."""
+"""The way from queue_mail to the bytes at a real server."""
 import copy
 import datetime as dt
 import email
@@ -39,7 +39,7 @@ class DeliveryTestCase(QueueTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        # Other servers' time-outs are not what is tested here
+        # The time-outs of other servers are not the subject of these tests
         cls.enter(configured(connections=1, timeout=60, data_timeout=60))
 
     def clear(self):
@@ -56,7 +56,7 @@ class DeliveryTestCase(QueueTestCase):
             return email.id
 
     def deliver(self, *ids):
-        "Send all, and return what has arrived of the emails"
+        "Send all emails, and return what has arrived of these emails"
         self.server.received.clear()
         self.send_all()
         self.assertEqual(self.server.violations, [])
@@ -67,7 +67,7 @@ class DeliveryTestCase(QueueTestCase):
                 id_, 'msg', 'size', 'state', 'error')
             self.assertEqual((state, error), ('sent', None))
             self.assertEqual(len(mail.data), len(msg))
-            # The difference of some megabytes is not worth to be computed
+            # unittest must not compute the difference of some megabytes
             self.assertTrue(mail.data == msg)
             self.assertEqual(size, len(msg))
         return received
@@ -79,7 +79,7 @@ class DeliveryTestCase(QueueTestCase):
 
 
 class CallerTestCase(DeliveryTestCase):
-    "Test an email is in the queue as what its transaction did is"
+    "Test an email is in the queue exactly if its transaction is committed"
 
     def test_commit(self):
         "Test an email of a transaction that commits stays"
@@ -95,7 +95,7 @@ class CallerTestCase(DeliveryTestCase):
         self.assertEqual(mail.to_addrs, ('jane@example.com',))
 
     def test_values(self):
-        "Test what a new record holds"
+        "Test the values of a new record"
         before = dt.datetime.now()
         id_ = self.queue(msg=COMPLETE)
         after = dt.datetime.now()
@@ -131,7 +131,7 @@ class CallerTestCase(DeliveryTestCase):
             self.assertTrue(before <= record.scheduled_at <= after)
 
     def test_rollback(self):
-        "Test nothing of a transaction that rolls back stays"
+        "Test no email of a transaction that rolls back stays"
         with self.transaction() as transaction:
             Pool().get('email.queue').queue_mail(
                 'shop@example.com', 'jane@example.com', MESSAGE)
@@ -140,7 +140,7 @@ class CallerTestCase(DeliveryTestCase):
         self.assertEqual(self.deliver(), [])
 
     def test_exception(self):
-        "Test nothing of a transaction that ends in an exception stays"
+        "Test no email of a transaction that ends in an exception stays"
         with self.assertRaises(ZeroDivisionError):
             with self.transaction():
                 Pool().get('email.queue').queue_message(
@@ -151,7 +151,7 @@ class CallerTestCase(DeliveryTestCase):
         self.assertEqual(self.deliver(), [])
 
     def test_rollback_before(self):
-        "Test what is queued after a rollback stays"
+        "Test an email that is queued after a rollback stays"
         with self.transaction() as transaction:
             queue_mail = Pool().get('email.queue').queue_mail
             queue_mail('shop@example.com', 'a@example.com', MESSAGE)
@@ -196,7 +196,7 @@ class CallerTestCase(DeliveryTestCase):
                 *user.delete(where=user.id == id_))
 
     def test_users(self):
-        "Test root and administrator queue, with and without checks"
+        "Test root and administrator can queue, with and without checks"
         for user in [0, ADMIN]:
             for check_access in [True, False]:
                 with self.subTest(user=user, check_access=check_access):
@@ -207,7 +207,7 @@ class CallerTestCase(DeliveryTestCase):
                     self.deliver(record.id)
 
     def test_network(self):
-        "Test queueing never touches the network"
+        "Test queueing never uses the network"
         message = MIMEText("x")
         message['From'] = 'shop@straße.de'
         message['To'] = 'jane@example.com'
@@ -236,7 +236,7 @@ class CallerTestCase(DeliveryTestCase):
 
 
 class ContentTestCase(DeliveryTestCase):
-    "Test what arrives is what was given"
+    "Test the message that arrives is the message that was given"
 
     def assertSame(self, msg, expected):
         data = self.delivered(msg)
@@ -244,7 +244,7 @@ class ContentTestCase(DeliveryTestCase):
         self.assertTrue(data == expected)
 
     def assertNormal(self, data):
-        "Assert every line has its end and at most 998 bytes of ASCII"
+        "Assert that every line has its end and at most 998 bytes of ASCII"
         self.assertTrue(data.isascii())
         self.assertEqual(data.count(b'\n'), data.count(b'\r\n'))
         self.assertEqual(data.count(b'\r'), data.count(b'\r\n'))
@@ -296,7 +296,7 @@ class ContentTestCase(DeliveryTestCase):
         self.assertEqual(attachment.get_content(), bytes(range(256)))
 
     def test_mime(self):
-        "Test the older classes"
+        "Test the older classes for MIME"
         message = MIMEMultipart()
         message['Subject'] = "Jürgen"
         message.attach(MIMEText("Hellö", 'plain', 'utf-8'))
@@ -340,7 +340,7 @@ class ContentTestCase(DeliveryTestCase):
                 self.assertSame(msg, expected)
 
     def test_smuggling(self):
-        "Test nothing in a message ends it"
+        "Test nothing in a message can end the message"
         body = (
             b'\r\n.\r\nMAIL FROM:<x@example.com>\r\n'
             b'RCPT TO:<x@example.com>\r\nDATA\r\n\r\nx\r\n.\r\nQUIT\r\n')
@@ -392,7 +392,7 @@ class ContentTestCase(DeliveryTestCase):
         self.assertTrue(attachment.get_content() == content)
 
     def test_8bit_attachment(self):
-        "Test 8 MB of bytes as they are"
+        "Test an attachment of 8 MB of raw bytes"
         data = OWN_FIELDS + b'\r\n' + (
             b'.' + bytes(set(range(256)) - {10, 13}) + b'\r\n') * (32 * 1024)
         self.assertSame(data, data)
@@ -413,7 +413,7 @@ class ContentTestCase(DeliveryTestCase):
                     text.strip('\n'))
 
     def test_mbox_line(self):
-        "Test the first line of an mbox goes"
+        "Test the first line of an mbox is removed"
         line = 'From shop@example.com Thu Jan  1 00:00:00 2026\n'
         self.assertSame(line + COMPLETE.decode(), COMPLETE)
         message = email.message_from_string(
@@ -422,7 +422,7 @@ class ContentTestCase(DeliveryTestCase):
         self.assertSame(message.as_string(unixfrom=True), COMPLETE)
 
     def test_bcc(self):
-        "Test no Bcc leaves in a header, in any disguise"
+        "Test no Bcc leaves in a header, however it is written"
         for field in [
                 'Bcc: secret@example.com',
                 'BCC: secret@example.com',
@@ -444,7 +444,7 @@ class ContentTestCase(DeliveryTestCase):
                     self.assertNotIn('secret', str(self.server.commands))
 
     def test_bcc_as_string(self):
-        "Test Bcc of a message that the caller made text of"
+        "Test Bcc in a message that the caller has made a text"
         message = MIMEText("Hello")
         message['Subject'] = "Test"
         message['Bcc'] = 'secret@example.com, ' * 20
@@ -506,7 +506,7 @@ class ContentTestCase(DeliveryTestCase):
         self.assertNotIn(b'secret', mail.data)
 
     def test_envelope_given(self):
-        "Test an envelope that is given goes before the headers"
+        "Test a given envelope counts rather than the header"
         message = email.message_from_bytes(
             b'From: x\r\nTo: y\r\nBcc: z\r\n' + COMPLETE)
         mail, = self.deliver(self.queue_message(
@@ -564,7 +564,7 @@ class ContentTestCase(DeliveryTestCase):
         self.assertEqual(len(set(ids)), 2)
 
     def test_message_id_searched(self):
-        "Test the Message-ID is found"
+        "Test an email is found by its Message-ID"
         id_ = self.queue()
         self.queue()
         mail = email.message_from_bytes(self.read(id_, 'msg'))
@@ -593,7 +593,7 @@ class ContentTestCase(DeliveryTestCase):
 
 
 class PlainServerContentTestCase(ContentTestCase):
-    "Test the same where the server offers no extension at all"
+    "Test the same with a server that offers no extension"
     server_options = {
         'pipelining': False,
         'size': None,
@@ -639,7 +639,7 @@ class SubjectTestCase(DeliveryTestCase):
                 self.assertEqual(mail.data, msg)
 
     def test_message_id(self):
-        "Test a Message-ID with whatever is in it"
+        "Test a Message-ID with unusual characters"
         for value in [
                 b'no id at all', b'\0', b'<\xff>', b'x' * 10000,
                 '<ü€@example.com>'.encode() * 100]:
@@ -667,7 +667,7 @@ class SubjectTestCase(DeliveryTestCase):
                     self.deliver(id_)
 
     def test_search(self):
-        "Test the subject is found"
+        "Test an email is found by its subject"
         id_ = self.queue(msg=b'Subject: =?utf-8?q?J=C3=BCrgen?=\r\n\r\n')
         self.queue()
         with self.transaction(readonly=True):
@@ -677,7 +677,7 @@ class SubjectTestCase(DeliveryTestCase):
 
 
 class QueuedEnvelopeTestCase(DeliveryTestCase):
-    "Test the envelope at the server is the one that was given"
+    "Test the envelope at the server is the envelope that was given"
 
     def test_recipients(self):
         "Test recipients in every form"
@@ -737,7 +737,7 @@ class QueuedEnvelopeTestCase(DeliveryTestCase):
                 self.assertEqual(mail.from_addr, expected)
 
     def test_null_sender(self):
-        "Test the null sender is on the wire as it has to be"
+        "Test the null sender is sent as <>"
         id_ = self.queue(from_addr='<>')
         self.assertEqual(self.read(id_, 'from_addr'), '<>')
         self.deliver(id_)
@@ -764,7 +764,7 @@ class QueuedEnvelopeTestCase(DeliveryTestCase):
                 self.assertIn('SMTPUTF8', mail.mail_options)
 
     def test_smtputf8_not_needed(self):
-        "Test SMTPUTF8 is not asked for where addresses and header are ASCII"
+        "Test SMTPUTF8 is not used if addresses and header are ASCII"
         for subject in ['Jürgen'.encode('latin-1'), b'Juergen']:
             mail, = self.deliver(self.queue(
                     'Jürgen <jane@straße.de>',
@@ -774,7 +774,7 @@ class QueuedEnvelopeTestCase(DeliveryTestCase):
             self.assertIn('BODY=8BITMIME', mail.mail_options)
 
     def test_smtputf8_each_transaction(self):
-        "Test a header in UTF-8 asks for it in each SMTP transaction"
+        "Test SMTPUTF8 is used in each SMTP transaction for a header in UTF-8"
         for to_addrs, msg in [
                 (['jane@example.com'], 'Subject: Jürgen\r\n\r\n'),
                 (['jane@example.com', 'jürgen@example.com'],
@@ -790,7 +790,7 @@ class QueuedEnvelopeTestCase(DeliveryTestCase):
                     self.assertIn('SMTPUTF8', mail.mail_options)
 
     def test_smtputf8_headers(self):
-        "Test a message has its headers in UTF-8 where its addresses need it"
+        "Test a message has its header in UTF-8 if its addresses need SMTPUTF8"
         message = EmailMessage()
         message['From'] = 'shop@example.com'
         message['To'] = 'Jürgen <jürgen@example.com>'
@@ -843,7 +843,7 @@ class QueuedOptionsTestCase(DeliveryTestCase):
                             'ORCPT=rfc822;x@example.com')))
 
     def test_positional(self):
-        "Test the order of arguments is smtplib's"
+        "Test the order of arguments is that of smtplib"
         message = email.message_from_bytes(COMPLETE)
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -859,7 +859,7 @@ class QueuedOptionsTestCase(DeliveryTestCase):
                 mail.rcpt_options, {'jane@example.com': ('NOTIFY=NEVER',)})
 
     def test_own_options(self):
-        "Test options that are the sender's own are not there twice"
+        "Test options that the module sets itself are not sent twice"
         mail, = self.deliver(self.queue(
                 'jürgen@example.com', msg=OWN_FIELDS + b'\r\n\xff\r\n',
                 mail_options=['SIZE=1', 'BODY=7BIT', 'smtputf8', 'RET=HDRS']))
@@ -889,17 +889,17 @@ class NoDSNTestCase(DeliveryTestCase):
 
 
 class OrderTestCase(DeliveryTestCase):
-    "Test what is sent when"
+    "Test the order in which emails are sent"
 
     hour = dt.timedelta(hours=1)
 
     def order(self):
-        "Send all and return the first recipients in the order of arrival"
+        "Send all emails and return the first recipients as they arrive"
         self.send_all()
         return [m.to_addrs[0].partition('@')[0] for m in self.server.received]
 
     def test_priority(self):
-        "Test urgent goes before normal and normal before bulk"
+        "Test urgent emails go before normal ones, and normal before bulk"
         for name in ['bulk', 'normal', 'urgent', 'normal', 'bulk', 'urgent']:
             self.queue(f'{name}@example.com', priority=name)
         self.queue('normal@example.com')
@@ -907,7 +907,7 @@ class OrderTestCase(DeliveryTestCase):
             self.order(), ['urgent'] * 2 + ['normal'] * 3 + ['bulk'] * 2)
 
     def test_fifo(self):
-        "Test first in is first out within a priority"
+        "Test emails of one priority go in the order in which they were queued"
         names = [f'{n}{i}' for i in range(5) for n in ['b', 'n']]
         for name in names:
             self.queue(
@@ -918,7 +918,9 @@ class OrderTestCase(DeliveryTestCase):
             + [n for n in names if n.startswith('b')])
 
     def test_fifo_transaction(self):
-        "Test first in is first out within a transaction"
+        """Test emails of one transaction go in the order in which they were
+        queued
+        """
         names = [f'n{i}' for i in range(10)]
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -928,7 +930,7 @@ class OrderTestCase(DeliveryTestCase):
         self.assertEqual(self.order(), names)
 
     def test_due_first(self):
-        "Test what was due before goes before"
+        "Test an email that was due earlier goes earlier"
         for name, hours in [('b', 2), ('c', 1), ('a', 3)]:
             self.queue(f'{name}@example.com', scheduled_at=-hours * self.hour)
         self.queue('u@example.com', priority='urgent')
@@ -953,7 +955,7 @@ class OrderTestCase(DeliveryTestCase):
             'late@example.com', scheduled_at=-2 * self.hour,
             expires_at=-self.hour)
         future = self.queue('early@example.com', expires_at=self.hour)
-        # Due and expired only after both were queued
+        # Both emails must be queued before the first is due or expired
         waiting = self.queue(
             'waiting@example.com', scheduled_at=self.hour,
             expires_at=2 * self.hour)
@@ -988,7 +990,7 @@ class OrderTestCase(DeliveryTestCase):
         self.assertTrue(
             before <= scheduled_at - self.hour <= after)
         self.assertEqual(expires_at, scheduled_at + self.hour)
-        # An expiry counts from now, too
+        # A relative expiry counts from now, too
         id_ = self.queue(
             scheduled_at=dt.datetime.now() - self.hour, expires_at=self.hour)
         self.assertGreater(self.read(id_, 'expires_at'), before)
@@ -1007,7 +1009,7 @@ class ResourceTestCase(DeliveryTestCase):
     "Test the record that an email is about"
 
     def test_resource(self):
-        "Test a record and its reference"
+        "Test a record, and its reference as text"
         with self.transaction():
             user = Pool().get('res.user')(ADMIN)
         for resource in [user, 'res.user,1', 'res.user,01', str(user)]:
@@ -1028,7 +1030,7 @@ class ResourceTestCase(DeliveryTestCase):
             self.assertEqual([r.id for r in records], ids)
 
     def test_readable(self):
-        "Test the list is read, whatever the resources are"
+        "Test the list can be read, whatever the resources are"
         for resource in [
                 None, 'res.user,1', 'res.user,999999999',
                 f"res.user,{'9' * 18}", 'ir.model,1', 'email.queue,1']:
@@ -1040,7 +1042,7 @@ class ResourceTestCase(DeliveryTestCase):
 
 
 class QueueRefusedTestCase(DeliveryTestCase):
-    "Test bad input is a clear error and leaves nothing"
+    "Test a wrong argument raises a clear error and queues nothing"
 
     class Broken(Message):
         def raw_items(self):
@@ -1049,7 +1051,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
     def refused(self, method, argument, value, arguments):
         """Assert that an error names argument and value.
 
-        Nothing is queued then and the transaction is usable.
+        Nothing is queued then, and the transaction is usable.
         """
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
@@ -1080,7 +1082,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
                 self.refused('queue_mail', argument, shown, arguments)
 
     def test_sender(self):
-        "Test no sender, several and what is none"
+        "Test no sender, several senders, and texts that are no sender"
         self.assertRefused([
                 ('from_addr', '', '""'),
                 ('from_addr', '  ', '"  "'),
@@ -1094,7 +1096,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
                 ])
 
     def test_recipients(self):
-        "Test no recipient and what is none"
+        "Test no recipient, and texts that are no recipient"
         self.assertRefused([
                 ('to_addrs', [], '[]'),
                 ('to_addrs', '', '""'),
@@ -1145,7 +1147,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
                     ('rcpt_options', option, shown),
                     ('rcpt_options', ('NOTIFY=NEVER', option), shown),
                     ]
-        # Each with a transaction and a delivery would take long
+        # A transaction and a delivery for each character would take long
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
             for argument, value, shown in cases:
@@ -1165,7 +1167,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
         self.assertNotIn('x@example.com', str(self.server.commands))
 
     def test_options(self):
-        "Test what is not an option"
+        "Test texts that are not options"
         self.assertRefused([
                 (argument, value, shown)
                 for argument in ['mail_options', 'rcpt_options']
@@ -1180,7 +1182,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
                     ]])
 
     def test_message(self):
-        "Test what is not a message"
+        "Test values that are not a message"
         broken = Message()
         broken['Subject'] = 'a\n\nBcc: secret@example.com'
         unknown = Message()
@@ -1210,7 +1212,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
                 ])
 
     def test_times(self):
-        "Test what is not a time, and an expiry that is too early"
+        "Test values that are not a time, and an expiry that is too early"
         hour = dt.timedelta(hours=1)
         east = dt.timezone(hour)
         noon = dt.datetime(2100, 1, 1, 12)
@@ -1236,7 +1238,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
                 ])
 
     def test_resource(self):
-        "Test what is not a saved record"
+        "Test values that are not a saved record"
         with self.transaction():
             pool = Pool()
             unsaved = pool.get('res.user')()
@@ -1258,7 +1260,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
                     (f'res.user,{"9" * 19}', '999'),
                     (f'res.user,{"9" * 5000}', '999'),
                     ('no.such,1', 'no.such,1'),
-                    # What can not be searched would break the list
+                    # A record that cannot be searched would break the list
                     ('ir.module.config_wizard.first,1',
                         'ir.module.config_wizard.first,1'),
                     (5, '5'),
@@ -1298,7 +1300,7 @@ class QueueRefusedTestCase(DeliveryTestCase):
                 self.refused('queue_message', argument, value, {'msg': msg})
 
     def test_several(self):
-        "Test what was queued before in the transaction stays"
+        "Test emails that the transaction has queued before stay"
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
             first, = EmailQueue.queue_mail(

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The texts of before that are reasons now."""
+"""The texts of older versions, which are reasons now."""
 import datetime as dt
 import unittest
 
@@ -16,7 +16,8 @@ A, B, C = 'a@x.test', 'b@x.test', 'c@x.test'
 LARGE = (
     "The message of 9000 bytes is larger than the server's limit of 5000 "
     "bytes.")
-# The values of a row of before, and its reason, error and refused now
+# The values of an older row, and its reason, error and refused after the
+# conversion
 BEFORE = [
     ({'error': "expired"}, ('expired', None, None)),
     ({'error': "expired: 451 later"}, ('expired', "451 later", None)),
@@ -97,11 +98,11 @@ BEFORE = [
         'error': "delivered to 1 of 2 recipients\n"
         "no address is not a valid email address"},
         ('refused', "no address", "no address")),
-    # Captured
+    # Captured emails
     ({'error': '"x@" de "to_addrs" no es válida.'},
         ('not_queued', '"x@" de "to_addrs" no es válida.', None)),
     ({}, ('not_queued', None, None)),
-    # What waits
+    # Waiting emails
     ({'state': 'outbox', 'error': "451 later", 'attempts': 1},
         ('deferred', "451 later", None)),
     ({'state': 'outbox', 'error': "554 no", 'suspect_since': 1},
@@ -133,7 +134,7 @@ class BeforeTestCase(unittest.TestCase):
                 self.assertIn(new.reason, dict(REASONS))
 
     def test_again(self):
-        "Test no server's words are changed by a second conversion"
+        "Test a second conversion does not change words of servers"
         for values, _ in BEFORE:
             with self.subTest(**values):
                 new = converted(old(**values))
@@ -143,7 +144,8 @@ class BeforeTestCase(unittest.TestCase):
                 self.assertEqual(again[1:], new[1:])
 
 
-# The recipients and words of an event of before, its reason and words now
+# The recipients and words of an older event, and its reason and words after
+# the conversion
 EVENTS = [
     ('gave_up', A, "expired", 'expired', None),
     ('gave_up', A, "gave up: 451 later", 'gave_up', "451 later"),

@@ -25,7 +25,7 @@ from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
 from .. import recorder, run, sender, slot, smtp, store
-from ..exceptions import EmailQueueError
+from ..exceptions import EmailQueueError, RecordError
 from .partition import Wire
 from .postgresql import bin_directory
 from .processes import ProcessTestCase, Senders
@@ -38,13 +38,13 @@ except ImportError:
     psycopg = None
 
 has_locks = backend.name != 'sqlite'
-# What two sessions have handed over when the records stop
+# How many emails two sessions have handed over when the records stop
 TWICE = 20
 TWICE_FAST = 150
 
 
 class GateTestCase(unittest.TestCase):
-    "When a session may hand an email over"
+    "Test when a session may hand an email over"
 
     def gate(self):
         return recorder.Gate(2)
@@ -72,7 +72,8 @@ class GateTestCase(unittest.TestCase):
             gate.put(id_, smtp.Outcome())
         gate.recorded(recorder.UNRECORDED_ROWS, 1, .01)
         self.assertFalse(self.waits(gate))
-        # The others are recorded later: their number counts, not their age
+        # The other emails are recorded later: they count by their number, not
+        # by their age
         self.assertTrue(self.waits(gate))
 
     def test_age(self):
@@ -83,7 +84,7 @@ class GateTestCase(unittest.TestCase):
         self.assertTrue(self.waits(gate))
 
     def test_age_of_others(self):
-        "Test that what was not handed over keeps nobody"
+        "Test that emails that were not handed over make no session wait"
         gate = self.gate()
         gate.put(1, None)
         gate.enter()
@@ -92,7 +93,7 @@ class GateTestCase(unittest.TestCase):
         self.assertFalse(self.waits(gate))
 
     def test_slow_records(self):
-        "Test that what records always take holds nobody up"
+        "Test that the usual time of a record makes no session wait"
         gate = self.gate()
         with patch.object(recorder, 'UNRECORDED_SECONDS', 10):
             gate.enter()
@@ -118,7 +119,7 @@ class GateTestCase(unittest.TestCase):
 
 
 class InsistTestCase(unittest.TestCase):
-    "What is done at the end of a run whatever happens"
+    "What is done at the end of a run, whatever happens"
 
     def test_steps(self):
         for error, count in [
@@ -138,7 +139,7 @@ class InsistTestCase(unittest.TestCase):
 
 
 class RecordTestCase(ProcessTestCase):
-    "Senders whose records something holds up"
+    "Senders whose records are held up"
 
     @contextmanager
     def connection(self):
@@ -155,8 +156,8 @@ class RecordTestCase(ProcessTestCase):
             time.sleep(.05)
 
     def assert_nothing_new(self, seconds=.3):
-        "Test that nothing more arrives and return how much has"
-        # What was under way when it began
+        "Check that nothing more arrives, and return how many have arrived"
+        # Emails that were under way when the record was held up
         time.sleep(.3)
         count = len(self.server.received)
         time.sleep(seconds)
@@ -224,7 +225,7 @@ class LockRowsTestCase(RecordTestCase):
                 locked = len(cursor.fetchall())
                 self.assertGreater(locked, 0)
                 self.wait_for(sent=count - locked, sending=locked)
-                # Who comes meanwhile does not wait
+                # An email that is queued meanwhile does not wait
                 self.queue('later@example.com')
                 self.wait_for(sent=count - locked + 1, sending=locked)
             senders.join(pid)
@@ -270,7 +271,8 @@ class RecordErrorTestCase(RecordTestCase):
     def setUp(self):
         super().setUp()
         with self.connection() as cursor:
-            # Not in the table, where what begins and ends it had to wait
+            # The trigger reads another table, because to begin or end the
+            # trouble in the queue's own table would have to wait
             cursor.execute("""
                 CREATE TABLE record_trouble (code TEXT);
                 CREATE FUNCTION record_trouble() RETURNS trigger
@@ -334,14 +336,14 @@ class RecordErrorTestCase(RecordTestCase):
         with patch.object(recorder, 'GIVE_UP_SECONDS', .2), \
                 patch.object(recorder, 'RETRY_SECONDS', .1), \
                 configured(**options), \
-                self.assertRaisesRegex(EmailQueueError, "trouble"):
+                self.assertRaisesRegex(RecordError, "trouble"):
             self.trouble(code)
             with patch.object(store.Store, 'put_back', self.put_back):
                 self.send_all()
 
     @property
     def put_back(self):
-        "The method, for a disk that has room again when it is called"
+        "A put_back that is called when the disk has room again"
         def later(*args):
             self.trouble()
             put_back(*args)
@@ -366,7 +368,7 @@ class RecordErrorTestCase(RecordTestCase):
         self.assertEqual(set(self.copies().values()), {1})
 
     def test_give_up_hold(self):
-        "Test that a person decides where the configuration says so"
+        "Test that a person decides with uncertain = fail"
         self.give_up(uncertain='fail')
         self.assertEqual(
             self.states(), {
@@ -374,7 +376,7 @@ class RecordErrorTestCase(RecordTestCase):
                 'outbox': 5 - len(self.server.received)})
 
     def test_give_up_at_last(self):
-        "Test that what cannot even be put back is there for the next run"
+        "Test that a later run finds emails that cannot even be put back"
         self.queue_many(5)
         self.trouble('53100')
         with patch.object(recorder, 'GIVE_UP_SECONDS', .2), \
@@ -419,7 +421,7 @@ class FullDiskTestCase(RecordTestCase):
             check=True)
 
     def fill(self):
-        "Let the disk have no room left"
+        "Fill the disk"
         path = self.directory / 'filler'
         with path.open('wb', buffering=0) as filler:
             for size in [65536, 1024]:
@@ -487,12 +489,12 @@ class PartitionTestCase(RecordTestCase):
         os.kill(pid, signal.SIGKILL)
         senders.end(pid)
         self.wire.mend()
-        # What was on its way when the wire was cut arrives now
+        # Emails that were on their way when the wire was cut arrive now
         self.drain(senders)
         self.assertLessEqual(self.assert_sent(60), TWICE)
 
     def test_old_backend(self):
-        "Test that the slot is taken again from the own old connection"
+        "Test that the sender takes its slot from its own old connection"
         senders, pid = self.cut()
         backends = self.holders()
         self.assertEqual(len(backends), 1)
@@ -500,14 +502,17 @@ class PartitionTestCase(RecordTestCase):
         self.wire.mend()
         senders.join(pid)
         self.assertFalse(backends & self.backends())
-        # All of it by the run that was cut off: none is for the next
+        # The run that was cut off has recorded all: nothing is left for the
+        # next run
         self.assertNotIn('sending', self.states())
         self.drain(senders)
         self.assertEqual(self.assert_sent(60), 0)
         self.assertEqual(set(self.rows('crashes')), {(0,)})
 
     def holders(self):
-        "Return who holds a slot of this database: others have their own"
+        """Return who holds a slot of this database, because other databases
+        have slots, too
+        """
         with self.connection() as cursor:
             cursor.execute(
                 "SELECT pid FROM pg_locks WHERE locktype = 'advisory' "
@@ -525,11 +530,11 @@ class PartitionTestCase(RecordTestCase):
 
 @unittest.skipUnless(has_locks, "it has no sessions")
 class RecordSessionTestCase(QueueTestCase):
-    "What others have set, or set meanwhile, for the sessions of a database"
+    "Settings of role or database for the sessions of the senders"
     server_options = {'delay': .02}
 
     def test_settings(self):
-        names = {n for n in slot.SESSION if 'tcp' not in n}
+        names = {n for n in slot.SETTINGS if 'tcp' not in n}
         with Transaction().start(DB_NAME, 0, timeout=7) as transaction:
             before = self.settings(transaction, names)
         with Transaction().start(DB_NAME, 0):
@@ -562,7 +567,7 @@ class RecordSessionTestCase(QueueTestCase):
         return dict(cursor.fetchall())
 
     def run_for_long(self, call='send_all', **context):
-        "A run that takes longer than the transaction of its caller may idle"
+        "A run that takes longer than its caller's transaction may be idle"
         self.queue_many(12)
         with patch.object(run, 'BEAT_SECONDS', .1), \
                 self.transaction() as transaction, \
@@ -573,7 +578,7 @@ class RecordSessionTestCase(QueueTestCase):
             started = time.monotonic()
             Pool().get('email.queue').send_all()
             self.assertGreater(time.monotonic() - started, 1)
-            # The jobs that come after
+            # The jobs that the scheduler runs after it
             cursor.execute('SELECT 1')
         self.assertEqual(self.states(), {'sent': 12})
 
@@ -592,7 +597,7 @@ class RecordSessionTestCase(QueueTestCase):
 
 
 class InterruptTestCase(RecordTestCase):
-    "Whatever is raised, what has arrived is recorded"
+    "Whatever is raised, arrived outcomes are recorded"
     server_options = {'delay': .002}
 
     @unittest.skipUnless(has_locks, "the copy of the queue does not grow")
@@ -626,7 +631,7 @@ class InterruptTestCase(RecordTestCase):
                     self.interrupt(class_, method, error)
 
     def interrupt(self, class_, name, error):
-        "Raise an error after the call of a method, and once more"
+        "Raise an error after the call of a method, and a second time"
         def method(*args, **kwargs):
             result = original(*args, **kwargs)
             if len(self.server.received) >= 5 and len(raised) < 2:

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What goes, and when: old emails, their messages, all about an address."""
+"""When old emails, their messages and everything about an address go."""
 import base64
 import datetime as dt
 import json
@@ -36,7 +36,7 @@ def ago(**delta):
 class RetentionTestCase(QueueTestCase):
 
     def update(self, *ids, **values):
-        "Write what is not an ORM's to write, such as a write date"
+        "Write columns that the ORM does not write, such as a write date"
         with self.transaction() as transaction:
             t = Pool().get('email.queue').__table__()
             transaction.connection.cursor().execute(*t.update(
@@ -54,7 +54,7 @@ class RetentionTestCase(QueueTestCase):
             return {e.id for e in Pool().get('email.queue').search([])}
 
     def stored(self, id_):
-        "Return the bytes that are stored, also of a sensitive email"
+        "Return the stored bytes, also of a sensitive email"
         with self.transaction(readonly=True):
             return Pool().get('email.queue')._message(id_)
 
@@ -67,7 +67,7 @@ class CleanTestCase(RetentionTestCase):
     "Test the daily job"
 
     def test_deleted(self):
-        "Test what is older than clean_days is deleted if sent or cancelled"
+        "Test sent and cancelled emails are deleted after clean_days"
         kept, gone = set(), set()
         for state in STATES:
             for days in [0, 29, 31, 400]:
@@ -91,7 +91,7 @@ class CleanTestCase(RetentionTestCase):
         self.assertEqual(self.ids(), set())
 
     def test_days(self):
-        "Test the numbers of days are those of the configuration"
+        "Test the numbers of days come from the configuration"
         id_ = self.queue_sent(ago(days=5))
         with configured(clean_days=0, clean_body_days=0):
             self.clean()
@@ -107,7 +107,7 @@ class CleanTestCase(RetentionTestCase):
         self.assertEqual(self.ids(), set())
 
     def test_messages(self):
-        "Test the message goes before the rest, of sent emails only"
+        "Test only messages of sent emails are removed, before the emails"
         old = {s: self.queue() for s in STATES}
         for state, id_ in old.items():
             self.update(
@@ -130,7 +130,7 @@ class CleanTestCase(RetentionTestCase):
             self.read(new, 'content', 'text'), [None, "Hello"])
 
     def test_batches(self):
-        "Test each batch is committed, and each email is come to once"
+        "Test each batch is committed, and each email is handled once"
         ids = [self.queue_sent(ago(days=40 + n)) for n in range(10)]
         delete = Pool(DB_NAME).get('email.queue')._delete
         batches = []
@@ -155,7 +155,7 @@ class CleanTestCase(RetentionTestCase):
     @unittest.skipIf(
         backend.name == 'sqlite', "a thread has no other connection")
     def test_locked(self):
-        "Test an email that somebody has locked is left, without a wait"
+        "Test a locked email is left out without a wait"
         ids = [self.queue_sent(ago(days=40)) for _ in range(3)]
         with self.transaction() as transaction:
             t = Pool().get('email.queue').__table__()
@@ -195,7 +195,7 @@ class CleanTestCase(RetentionTestCase):
         self.assertEqual(self.ids(), {waiting})
 
     def test_cron(self):
-        "Test the action of the scheduler runs it, once a day"
+        "Test the action of the scheduler runs the job once a day"
         self.queue_sent(ago(days=40))
         with self.transaction():
             cron, = Pool().get('ir.cron').search(
@@ -234,7 +234,7 @@ class CleanTestCase(RetentionTestCase):
             ['failed', 'failed'])
 
     def test_send(self):
-        "Test a sender says so where the message is gone"
+        "Test a sender says that the message is gone"
         id_, other = self.queue(), self.queue()
         self.update(id_, msg=None)
         self.send_all()
@@ -248,7 +248,7 @@ class SensitiveTestCase(RPCTestCase, RetentionTestCase):
     "Test messages that hold secrets"
 
     def test_sent(self):
-        "Test the message goes when the email is sent, and not before"
+        "Test the message is removed when the email is sent, and not before"
         for count in [1, 3]:
             ids = [
                 self.queue(msg=RESET, sensitive=True) for _ in range(count)]
@@ -268,7 +268,7 @@ class SensitiveTestCase(RPCTestCase, RetentionTestCase):
             self.assertIn(SECRET, self.stored(other))
 
     def test_one_statement(self):
-        "Test no statement makes it sent and leaves the message"
+        "Test one statement makes the email sent and removes the message"
         for count in [1, 3]:
             for _ in range(count):
                 self.queue(msg=RESET, sensitive=True)
@@ -285,11 +285,11 @@ class SensitiveTestCase(RPCTestCase, RetentionTestCase):
             for statement in statements:
                 self.assertIn('"msg"', statement)
             if count > 1:
-                # What is alike is recorded together
+                # Rows with equal values are recorded together
                 self.assertLess(len(statements), count + 1)
 
     def test_not_sent(self):
-        "Test an email that is not sent keeps it, hidden"
+        "Test an email that is not sent keeps its message, hidden"
         for to in ['rcpt-450@example.com', 'rcpt-550@example.com']:
             id_ = self.queue(to, msg=RESET, sensitive=True)
             self.send_all()
@@ -304,14 +304,14 @@ class SensitiveTestCase(RPCTestCase, RetentionTestCase):
         self.assertFalse(self.stored(id_))
 
     def test_some(self):
-        "Test it stays until all recipients have it"
+        "Test the message stays until all recipients have it"
         id_ = self.queue([JANE, 'rcpt-450@example.com'], sensitive=True)
         self.send_all()
         self.assertEqual(self.read(id_, 'state'), 'outbox')
         self.assertTrue(self.stored(id_))
 
     def test_hidden(self):
-        "Test nobody reads it by any call, and no search tells what is in it"
+        "Test no call reads the message, and no search leaks its content"
         names = [
             'msg', 'text', 'html', 'headers', 'attachments', 'content',
             'filename', 'rec_name', 'size']
@@ -343,7 +343,7 @@ class SensitiveTestCase(RPCTestCase, RetentionTestCase):
                     self.assertFalse(row['msg'])
 
     def test_rest(self):
-        "Test neither an application reads it"
+        "Test an application does not read the message either"
         id_ = self.queue(msg=RESET, sensitive=True)
         with Transaction().start(DB_NAME, 0):
             application, = Pool().get('res.user.application').create([{
@@ -360,7 +360,7 @@ class SensitiveTestCase(RPCTestCase, RetentionTestCase):
         self.assertFalse(json.loads(response.data).get('msg'))
 
     def test_captured(self):
-        "Test password resets that core sends are so, also one that fails"
+        "Test captured password resets are sensitive, also one that fails"
         EmailQueue = Pool(DB_NAME).get('email.queue')
         with self.transaction() as transaction:
             user = Pool().get('res.user')(self.clerk.id)
@@ -400,7 +400,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
             self.assertNotIn(address, text.lower())
 
     def test_alone(self):
-        "Test emails to nobody else are deleted, so that none is sent"
+        "Test emails only to the address are deleted, so that none is sent"
         kept = self.queue(JOHN)
         for state in STATES:
             self.update(self.queue("Jane@example.com"), state=state)
@@ -414,7 +414,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
             [m.to_addrs for m in self.server.received], [(JOHN,)])
 
     def test_sent_to_several(self):
-        "Test others lose the address and the message"
+        "Test emails to others, too, lose the address and the message"
         for state in ['sent', 'failed', 'cancelled']:
             with self.subTest(state=state):
                 id_ = self.queue([JANE, JOHN, 'x@example.com'])
@@ -437,7 +437,9 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
                 self.assertEqual(self.erase(), (0, 0, 0))
 
     def test_waiting_for_several(self):
-        "Test the others still get it, and then the message goes"
+        """Test others still get a waiting email, and then its message is
+        removed
+        """
         msg = f'Subject: Hello\r\nTo: {JANE}, {JOHN}\r\n\r\nHi\r\n'.encode()
         id_ = self.queue([JANE, JOHN], msg=msg)
         self.assertEqual(self.erase(), (0, 1, 0))
@@ -451,7 +453,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
         self.assertErased()
 
     def test_waiting_for_nobody_else(self):
-        "Test an email whose other recipients are done is at its end"
+        "Test an email that waits for nobody else is not sent"
         for values, state in [
                 ({'accepted': JOHN}, 'sent'),
                 ({'refused': f'{JOHN} 550 no'}, 'failed')]:
@@ -463,7 +465,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
             self.assertErased()
 
     def test_sender(self):
-        "Test emails from the address: one that waits can not be sent"
+        "Test emails from the address, one of which waits and is cancelled"
         ids = {s: self.queue(JOHN, from_addr=JANE) for s in STATES}
         for state, id_ in ids.items():
             self.update(id_, state=state)
@@ -479,7 +481,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
         self.assertErased()
 
     def test_mentioned(self):
-        "Test emails of others that have it in their message"
+        "Test emails of others that have the address in their message"
         html = EmailMessage()
         html['Subject'], html['To'] = "Order", JOHN
         html.set_content("Hello")
@@ -509,7 +511,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
             self.assertTrue(self.stored(id_))
 
     def test_alike(self):
-        "Test other addresses are none of its business"
+        "Test other addresses are not changed"
         others = [
             'maryjane@example.com', 'jane@example.com.au', 'jan_@example.com']
         for to_addr in others:
@@ -535,7 +537,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
         self.assertEqual(self.ids(), {id_})
 
     def test_rollback(self):
-        "Test it is part of the transaction of the caller"
+        "Test an erasure is part of the caller's transaction"
         id_ = self.queue()
         with self.transaction() as transaction:
             Pool().get('email.queue').erase_address(JANE)
@@ -544,7 +546,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
             self.assertEqual(self.ids(), {id_})
 
     def test_count(self):
-        "Test the count says what an erasure does, and changes nothing"
+        "Test the count returns what an erasure does, and changes nothing"
         self.queue(JANE)
         self.queue([JANE, 'john@example.com'])
         self.write(self.queue(JANE), state='sending')
@@ -556,7 +558,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
         self.assertEqual(self.erase(), count)
 
     def test_wizard_asks(self):
-        "Test the wizard tells the numbers before it does anything"
+        "Test the wizard shows the numbers before it does anything"
         self.queue(JANE)
         before = self.ids()
         result = self.wizard(self.postmaster, state='count')
@@ -595,7 +597,7 @@ class EraseTestCase(RPCTestCase, RetentionTestCase):
             self.assertEqual(self.ids(), set())
 
     def test_wizard_from_the_menu(self):
-        "Test the wizard is for the menu as well, also after an update"
+        "Test the menu opens the wizard, also after an update"
         with self.transaction():
             pool = Pool()
             menu = pool.get('ir.model.data').get_id(

@@ -6,11 +6,11 @@ from trytond.tests.test_tryton import drop_db, load_doc_tests
 
 
 class ScenarioTestCase(unittest.TestCase):
-    "Test the scenarios, each by a method: pytest ignores load_tests"
+    "Test the scenarios by a method each, because pytest ignores load_tests"
 
     def setUp(self):
         super().setUp()
-        # A cached database is restored only where there is none
+        # A cached database is restored only if there is no database
         drop_db()
 
 
@@ -28,7 +28,7 @@ def add_scenarios(cls):
                 self.skipTest(reason)
 
         name = scenario.id().split('_rst')[0].split('.rst')[0]
-        # A scenario that has a json file is there once for each of its items
+        # A scenario with a json file is run once for each item of the file
         while hasattr(cls, f'test_{name}'):
             name += f'_{number}'
         setattr(cls, f'test_{name}', test)

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What is called when, for modules that extend the queue."""
+"""Which hook is called when, for modules that extend the queue."""
 from unittest.mock import patch
 
 from trytond.pool import Pool
@@ -20,7 +20,7 @@ NOTICED = b'Message-ID: <1@shop.example.com>\r\n' + MESSAGE
 
 
 class HooksTestCase(QueueTestCase):
-    "Test which hook is called for what"
+    "Test which hook is called when"
 
     def setUp(self):
         super().setUp()
@@ -43,7 +43,7 @@ class HooksTestCase(QueueTestCase):
         "Test each way into the queue"
         id_ = self.queue(key='a')
         self.assertEqual(self.calls(), [('queued', [id_])])
-        # It is there
+        # There is an email with this key already
         self.queue(key='a')
         self.assertEqual(self.calls(), [])
         with self.transaction():
@@ -63,7 +63,9 @@ class HooksTestCase(QueueTestCase):
         self.assertEqual((name, len(ids)), ('queued', 2))
 
     def test_queued_transaction(self):
-        "Test it is the transaction of the caller, without checks of access"
+        """Test the hook runs in the caller's transaction, without checks of
+        access
+        """
         seen = []
 
         def queued(emails):
@@ -81,7 +83,9 @@ class HooksTestCase(QueueTestCase):
             seen, [(transaction, 1, False, ['jane@example.com'])])
 
     def test_queued_error(self):
-        "Test an exception is the caller's, and rolls back the emails"
+        """Test an exception of the hook reaches the caller, and nothing is
+        queued
+        """
         EmailQueue = Pool(DB_NAME).get('email.queue')
         with patch.object(EmailQueue, 'queued', side_effect=KeyError('no')):
             with self.assertRaises(KeyError):
@@ -93,7 +97,9 @@ class HooksTestCase(QueueTestCase):
         self.assertEqual(self.rows('id'), [])
 
     def test_sent(self):
-        "Test an attempt, and what has failed for good"
+        """Test the hooks for an attempt, and for emails that have failed for
+        good
+        """
         sent, failed = self.queue(), self.queue('rcpt-550@example.com')
         self.calls()
         self.send_all()
@@ -133,7 +139,7 @@ class HooksTestCase(QueueTestCase):
         self.assertEqual(self.calls(), [])
 
     def test_bounced(self):
-        "Test that a failure by a notice is told at its commit"
+        "Test that a failure by a notice calls the hook at the commit"
         id_ = self.queue(msg=NOTICED)
         self.send_all()
         self.calls()
@@ -146,7 +152,7 @@ class HooksTestCase(QueueTestCase):
         self.assertEqual(self.calls(), [('run_finished', [id_])])
 
     def test_copy(self):
-        "Test that no hook is called for what is cancelled in a copy"
+        "Test that no hook is called for emails that are cancelled in a copy"
         self.queue()
         self.calls()
         with self.transaction():
@@ -156,7 +162,7 @@ class HooksTestCase(QueueTestCase):
 
 
 class Transport:
-    "Another transport, with no more than must be there"
+    "Another transport, with only the methods that it must have"
 
     def __init__(self, called):
         self.called = called
@@ -182,7 +188,7 @@ class OtherClientTestCase(QueueTestCase):
             Pool(DB_NAME).get('email.queue'), 'get_client', function)
 
     def test_transport(self):
-        "Test it gets each email as a run and as send hands it over"
+        "Test a run and send hand each email to another transport"
         called, asked = [], []
 
         def get_client(server, settings):
@@ -210,7 +216,7 @@ class OtherClientTestCase(QueueTestCase):
             email.send()
 
     def test_none(self):
-        "Test the emails stay where there is no client"
+        "Test the emails stay in the outbox if there is no client"
         self.queue()
 
         def get_client(server, settings):

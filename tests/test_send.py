@@ -24,7 +24,7 @@ OUTCOMES = [
     ('jane', 'sent', 1, ['jane'], None),
     ('rcpt-550', 'failed', 1, [], '^550 5.1.1 '),
     ('rcpt-550-unknown-user', 'failed', 1, [], '^550 unknown user'),
-    # Suspects, as nothing was accepted since
+    # Suspects, because nothing was accepted since
     ('rcpt-554-5.7.1-denied', 'outbox', 0, [], '^554 5.7.1 '),
     ('data-554', 'outbox', 0, [], '^554 5.7.1 '),
     ('dot-554', 'outbox', 0, [], '^554 5.7.1 '),
@@ -60,7 +60,7 @@ def addresses(names):
 
 
 class OutcomesTestCase(QueueTestCase):
-    "Every row of the table of outcomes, in a server with pipelining"
+    "Test every row of the table of outcomes, by a server with PIPELINING"
     timeout = 2
 
     def test_recipients(self):
@@ -103,7 +103,7 @@ class OutcomesTestCase(QueueTestCase):
 
 
 class StepByStepTestCase(OutcomesTestCase):
-    "The same in a server without"
+    "Test the same by a server without PIPELINING"
     server_options = {'pipelining': False}
 
 
@@ -236,7 +236,7 @@ class SendTestCase(QueueTestCase):
         self.write(dead, crashes=9, state='sending', slot=99,
             write_date=dt.datetime.now() - dt.timedelta(minutes=5))
         with self.transaction():
-            # The ORM does not write the date itself
+            # The ORM itself does not write the date
             t = Pool().get('email.queue').__table__()
             Transaction().connection.cursor().execute(*t.update(
                     [t.write_date],

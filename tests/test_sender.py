@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""One run of a sender: what ends it before its time, what it holds and tells.
+"""One run of a sender: what ends it early, how much it holds and what it logs.
 """
 import logging
 import threading
@@ -22,15 +22,17 @@ has_locks = backend.name != 'sqlite'
 
 
 class Interrupt(BaseException):
-    "As the one of a person at the keyboard"
+    "An interrupt, as by a person at the keyboard"
 
 
 class EndTestCase(QueueTestCase):
-    "What ends a run: what was sent is recorded, the rest is given back"
+    "What ends a run: sent emails are recorded, the others are given back"
     server_options = {'delay': .005}
 
     def raising(self, method, error):
-        "Return a method that raises the error once, when ten have arrived"
+        """Return a method that raises the error once, when ten emails have
+        arrived
+        """
         def wrapper(store, *args):
             if errors and len(self.server.received) >= 10:
                 raise errors.pop()
@@ -55,7 +57,7 @@ class EndTestCase(QueueTestCase):
                     self.check(60)
 
     def test_identity(self):
-        "Test that rows are given back that are claimed just before an error"
+        "Test that rows that are claimed just before an error are given back"
         self.queue_many(60)
         with patch.object(
                 sender.identity, 'remember', side_effect=RuntimeError), \
@@ -68,7 +70,9 @@ class EndTestCase(QueueTestCase):
         self.assertEqual({c for c, in self.rows('crashes')}, {0})
 
     def test_run_time(self):
-        "Test that a run claims no more after its time, and the next goes on"
+        """Test that a run claims nothing after its time, and the next run goes
+        on
+        """
         self.queue_many(300)
         with configured(run_time=.3):
             self.send_all()
@@ -89,7 +93,7 @@ class EndTestCase(QueueTestCase):
 
     @unittest.skipUnless(has_locks, "it has no connection to lose")
     def test_connection_lost(self):
-        "Test that what was accepted meanwhile is recorded by another"
+        "Test that another connection records what was accepted meanwhile"
         def lost(store, rows):
             if number and len(self.server.received) >= 10:
                 number.clear()
@@ -104,7 +108,7 @@ class EndTestCase(QueueTestCase):
         self.check(60)
 
     def test_record_again(self):
-        "Test the same where the database did not answer for a while"
+        "Test the same if the database did not answer for a while"
         def failing(store, rows):
             if len(self.server.received) >= 10 and len(failed) < 2:
                 failed.append(rows)
@@ -120,7 +124,7 @@ class EndTestCase(QueueTestCase):
         self.assertEqual(len(self.server.received), 60)
 
     def test_thread(self):
-        "Test that a run does not wait for a thread that is dead"
+        "Test that a run does not wait for a dead thread"
         def dying(client, row, redirect):
             if row.to_addrs == 'r3@example.com':
                 raise Interrupt
@@ -132,7 +136,7 @@ class EndTestCase(QueueTestCase):
                 patch.object(threading, 'excepthook'), \
                 self.assertRaisesRegex(RuntimeError, "thread"):
             self.send_all()
-        # As if its sender had died, which the next run finds out
+        # As if the sender had died, which the next run finds out
         self.assertEqual(self.states(), {'sent': 19, 'sending': 1})
 
     def test_thread_that_can_not_start(self):
@@ -150,7 +154,7 @@ class EndTestCase(QueueTestCase):
         self.assertFalse([t for t in started if t.is_alive()])
 
     def test_fence(self):
-        "Test that nothing is handed over where the database is silent"
+        "Test that nothing is handed over while the database does not answer"
         self.queue_many(5)
         with configured(run_time=1), patch.object(sender, 'FENCE_SECONDS', 0):
             self.send_all()
@@ -161,7 +165,7 @@ class EndTestCase(QueueTestCase):
 
     @unittest.skipUnless(has_locks, "there one writes at a time")
     def test_locked(self):
-        "Test that a run does not turn around a row that is locked"
+        "Test that a run does not try a locked row over and over"
         locked, *_ = self.queue_many(3)
         with self.transaction() as transaction, \
                 patch.object(run, '_with_slot', wraps=run._with_slot) as runs:
@@ -175,10 +179,10 @@ class EndTestCase(QueueTestCase):
 
 
 class HeldRowsTestCase(QueueTestCase):
-    "How much a run holds at once"
+    "How many rows a run holds at once"
 
     def held(self):
-        "Send all and return how many emails it had claimed, from time to time"
+        "Send all and return how many emails were claimed, from time to time"
         def settle(sender_, pairs):
             held.append(len(sender_._held))
             settle_(sender_, pairs)
@@ -192,7 +196,7 @@ class HeldRowsTestCase(QueueTestCase):
         self.server.delay = {'dot': .05}
         self.addCleanup(setattr, self.server, 'delay', 0)
         self.queue_many(150)
-        # Two sessions of twenty a second each
+        # Two sessions of twenty emails a second each
         held = self.held()
         self.assertLess(max(held), 60)
         self.assertGreater(max(held), 4)
@@ -202,13 +206,14 @@ class HeldRowsTestCase(QueueTestCase):
         self.queue_many(12, msg=b'Subject: Large\r\n\r\n' + b'x' * 100000)
         with patch.object(policy.Pace, 'rows', lambda pace: 100), \
                 patch.object(sender, 'HELD_SIZE', 250000):
-            # The third is begun as there is room for its first bytes
+            # The third email is claimed, because there is room for its first
+            # bytes
             self.assertEqual(max(self.held()), 3)
         self.assertEqual(self.states(), {'sent': 12})
 
 
 class LogTestCase(QueueTestCase):
-    "What a run tells, on one line each"
+    "What a run logs, on one line each"
     secret = 's3cr3t'
 
     def setUp(self):
@@ -269,7 +274,7 @@ class LogTestCase(QueueTestCase):
         self.assertEqual(self.lines(), [])
 
     def test_error_of_a_row(self):
-        "Test that what is recorded is text that any database stores"
+        "Test that recorded texts can be stored by any database"
         def failing(row):
             if row.id == id_:
                 raise ValueError("a\0b\ud800\nc")
@@ -284,7 +289,7 @@ class LogTestCase(QueueTestCase):
         self.assertEqual(self.read(good, 'state'), 'sent')
 
     def test_credentials(self):
-        "Test that neither log nor error nor row tells them, at any level"
+        "Test that neither log nor error nor row has the login, at any level"
         with Server(auth=('jane', 'another')) as refusing, \
                 Server(auth=('jane', self.secret)) as good:
             for port, script, words in [

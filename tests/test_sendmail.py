@@ -35,7 +35,7 @@ def message(to='jane@example.com', subject="Test", **headers):
     return msg
 
 
-# Pool.start is what each process of trytond does first
+# Each process of trytond calls Pool.start first
 START = """
 from trytond.pool import Pool
 from trytond.sendmail import SMTPDataManager as Manager
@@ -46,7 +46,7 @@ print(Manager.commit.__module__.endswith('email_queue.sendmail'))
 
 
 class ManagerTestCase(QueueTestCase):
-    "The public data manager"
+    "Test the public data manager"
 
     def test_commit(self):
         with self.transaction() as transaction:
@@ -196,7 +196,10 @@ class CaptureTestCase(QueueTestCase):
                 [('message_id', '=', message_id)])
 
     def test_email_of_a_trigger_on_the_queue(self):
-        "is sent core's way, or each would make another"
+        """An email that the creation of an email sends goes core's way.
+
+        In the queue it would cause another email.
+        """
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
             create = EmailQueue.create
@@ -212,7 +215,7 @@ class CaptureTestCase(QueueTestCase):
         self.assertEqual(self.rows('subject'), [('Test',)])
 
     def test_trigger_on_the_queue(self):
-        "sends in a task of its own, and no more than once"
+        "A trigger on the queue sends in a task of its own, and only once"
         def act(records, trigger):
             send_message_transactional(message(subject="Triggered"))
 
@@ -247,7 +250,7 @@ class CaptureTestCase(QueueTestCase):
             run_task(DB_NAME, task)
 
     def test_direct(self):
-        "Without a transaction it is sent at once"
+        "Without a transaction an email is sent at once"
         with self.transaction():
             send_message(message(), strict=True)
             core_sendmail(
@@ -281,7 +284,7 @@ class CaptureTestCase(QueueTestCase):
                 {})
 
     def test_strange_messages(self):
-        "do not fail the transaction"
+        "Strange messages do not make the transaction fail"
         without_sender = message()
         del without_sender['From']
         without_recipient = message(to='')
@@ -300,7 +303,7 @@ class CaptureTestCase(QueueTestCase):
 
 
 class StartTestCase(unittest.TestCase):
-    "What is checked when trytond starts"
+    "Test what is checked when trytond starts"
 
     def start(self, code='', capture='True'):
         environ = {**os.environ, 'TRYTOND_EMAIL_QUEUE__CAPTURE': capture}

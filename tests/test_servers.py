@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Several servers: whose email goes where, and who waits for whom."""
+"""Several servers: which one sends an email, and who waits for which one."""
 import datetime as dt
 import json
 import os
@@ -29,7 +29,7 @@ has_locks = backend.name != 'sqlite'
 
 
 class ServersTestCase(QueueTestCase):
-    "With the server *marketing* beside the default one"
+    "Tests with the server *marketing* beside the default server"
     timeout = 2
 
     def setUp(self):
@@ -40,7 +40,7 @@ class ServersTestCase(QueueTestCase):
         self.addCleanup(self.wait_for_drains)
 
     def wait_for_drains(self):
-        "Let the threads end that runs have left"
+        "Wait until the threads that runs have left to themselves end"
         self.server.script.clear()
         drains = self.drains()
         if drains:
@@ -65,7 +65,7 @@ class ServersTestCase(QueueTestCase):
 
 
 class QueueingTestCase(ServersTestCase):
-    "What the row keeps, and what can not be queued"
+    "Which server the row names, and what cannot be queued"
 
     def test_name_is_kept_and_no_credentials(self):
         uri = 'smtp://jane:s3cr3t@127.0.0.1:1'
@@ -143,7 +143,7 @@ class QueueingTestCase(ServersTestCase):
 
 
 class OwnSettingsTestCase(ServersTestCase):
-    "What a server has of its own"
+    "The options that a server has of its own"
 
     def test_settings(self):
         with configured(
@@ -173,7 +173,7 @@ class OwnSettingsTestCase(ServersTestCase):
         self.assertEqual(len(set(numbers)), 150)
         self.assertGreaterEqual(min(numbers), 2 ** 30)
         self.assertLess(max(numbers), 2 ** 31)
-        # Every machine, also of the next version
+        # The same numbers on every machine, and in the next version
         self.assertEqual(
             list(slot_numbers('marketing', 2)), [1376916103, 1260077885])
 
@@ -184,12 +184,12 @@ class OwnSettingsTestCase(ServersTestCase):
         with configured(rate_marketing=240):
             started = time.monotonic()
             self.send_all()
-            # 60 / 240 seconds before each
+            # 60 / 240 seconds before each message
             self.assertGreaterEqual(time.monotonic() - started, 1)
         self.assertEqual({self.read(i, 'state') for i in ids}, {'sent'})
         self.assertEqual(len(self.marketing.received), 4)
         times = [m.time for m in self.server.received]
-        # At the rate of the other it would take 12 seconds
+        # At the rate of the other server it would take 12 seconds
         self.assertLess(max(times) - min(times), 6)
 
     def test_default_only(self):
@@ -201,7 +201,7 @@ class OwnSettingsTestCase(ServersTestCase):
 
 
 class SendByServerTestCase(ServersTestCase):
-    "Which server gets an email"
+    "Which server sends an email"
 
     def test_each_its_own(self):
         with Server() as news, configured(uri_news=news.uri):
@@ -378,13 +378,13 @@ class HangTestCase(ServersTestCase):
             started = time.monotonic()
             run = threading.Thread(target=self.run_cron)
             run.start()
-            # While the other hangs
+            # While the other server hangs
             alive.wait_for(i + 1, timeout=30)
             run.join()
             self.assertLess(time.monotonic() - started, 30)
         self.assertEqual(self.read(id_, 'state'), 'sending')
         self.assertEqual(self.errors(), [])
-        # The thread that was left tells what became of it
+        # The thread that was left reports what became of its server
         dead.stop()
         if dead is self.server:
             self.addCleanup(dead.start)
@@ -503,10 +503,10 @@ class ServerProcessesTestCase(ProcessTestCase):
 
 @unittest.skipUnless(has_locks, "it is the planner of PostgreSQL")
 class PlanTestCase(ServersTestCase):
-    "The claim walks along the index, however many wait"
+    "A claim walks along the index, however many emails wait"
 
     def claims(self, server):
-        "Return the plans of two claims, one after the other"
+        "Return the plans of two claims that follow each other"
         plans = []
 
         def fetch(slot, query):
@@ -550,7 +550,7 @@ class PlanTestCase(ServersTestCase):
             with self.subTest(server=server):
                 first, further = self.claims(server)
                 self.assertNotIn('ROW', self.check(first))
-                # From the place of the one before
+                # From the place where the claim before ended
                 self.assertIn('ROW', self.check(further))
 
     def check(self, plan):

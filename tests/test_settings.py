@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What the configuration says, and that one file only reads it."""
+"""What the configuration says, and that only one file reads it."""
 import re
 import unittest
 from pathlib import Path
@@ -52,7 +52,7 @@ class SettingsTestCase(unittest.TestCase):
                 ('timeout', '5', 5),
                 ('data_timeout', ' 30 ', 30),
                 ('uncertain', 'fail', 'fail'),
-                # The word of version 8.2.0
+                # The value of version 8.2.0
                 ('uncertain', 'hold', 'fail'),
                 ('uncertain', 'retry', 'retry'),
                 ('retry_delay', '0.25', .25),

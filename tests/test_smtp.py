@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What becomes of a message, whatever its server does: no database here."""
+"""What becomes of a message, whatever its server does, without a database."""
 import logging
 import os
 import shutil
@@ -16,17 +16,17 @@ from unittest.mock import patch
 from trytond.modules.email_queue import smtp
 from trytond.modules.email_queue.replies import (
     LOGIN, MAILBOX, MESSAGE, QUOTA, RATE, RECIPIENT, RECIPIENTS, SERVER,
-    SESSION, WORDS, Reply, alike, meaning, verdict)
+    SESSION, WORDS, Reply, gist, meaning, verdict)
 from trytond.modules.email_queue.smtp import Client, Mail, Outcome, server_name
 
 from .smtpd import Server, make_certificates
 
 SENDER = 'shop@example.com'
 DATA = b'Subject: Test\r\nMessage-ID: <1@example.com>\r\n\r\nHello\r\n'
-# More than the buffers of the two ends of a connection can hold
+# More than the buffers of both ends of a connection can hold
 LARGE = DATA + b'0123456789abcdef\r\n' * 500000
 SMALL_BUFFER = {'rcvbuf': 4096}
-# No step takes that long, unless a row is about one that does
+# No step takes longer than this, except in the rows about slow steps
 PATIENT, IMPATIENT = 20, .5
 SECRET = 'hunter2'
 
@@ -40,19 +40,19 @@ def mail(names='a b c', data=DATA, sender=SENDER, **options):
 
 
 def before(reply, number=None):
-    "Let the server send bytes before its reply, in all sessions or one"
+    "Let the server send bytes before its reply, in all sessions or in one"
     def script(session):
         if number in {None, session.number}:
             session.output += reply
     return script
 
 
-# What becomes of a message to three recipients when the server gives that
-# answer at that step. "it" is the recipient that was answered so; "lost" is
-# all of them deferred, as it happened again in a second session
+# What becomes of a message to three recipients if the server gives this answer
+# at this step. "it" is the recipient that gets this answer; "lost" means that
+# all are deferred, because the same happened again in a second session.
 STEPS = 'greeting', 'ehlo', 'mail', 'rcpt', 'data', 'dot'
 ANSWERS = {
-    # Without EHLO there are no extensions, but an HELO
+    # Without EHLO the server has no extensions, but it has HELO
     '250': (
         'lasting', 'accepted', 'accepted', 'accepted', 'lost', 'accepted'),
     '354': (
@@ -102,9 +102,9 @@ WAITS = {'hang', 'trickle'}
 
 @dataclass
 class Case:
-    """What a server does and what has to become of a message.
+    """What a server does, and what has to become of a message.
 
-    Names are the local parts of addresses.
+    The names are the local parts of addresses.
     """
     name: str
     to: str = 'a b c'
@@ -115,7 +115,7 @@ class Case:
     trouble: str = ''  # or "trouble" or "lasting"
     words: str = ''  # of the server, somewhere in the outcome
     sessions: int = 1
-    taken: str = ''  # what the server has delivered though it did not say so
+    taken: str = ''  # what the server has delivered, but has not said so
     data: bytes = DATA
     sender: str = SENDER
     timeout: float = PATIENT
@@ -124,7 +124,7 @@ class Case:
     pipelining: tuple = (False, True)
 
     def run(self, pipelining):
-        "Return the outcome and the server as it is when all is over"
+        "Return the outcome, and the server as it is when everything is over"
         options = {'pipelining': pipelining, **self.options}
         with Server(**options) as server:
             client = Client(server.uri, **{
@@ -161,7 +161,8 @@ def matrix_case(answer, step, expected, to='a b c', it='', name='', **kwargs):
         case.deferred, case.sessions = to, 2
     elif what == 'uncertain':
         case.uncertain = True
-        # Its words came too late for a client that does not wait for all
+        # The words came too late for a client that does not wait for all
+        # replies
         case.taken = to if answer == 'trickle' else ''
     elif what in {'trouble', 'lasting'}:
         case.trouble = what
@@ -230,7 +231,8 @@ CASES = [
         "DATA without recipients 421", to='rcpt-550', refused='rcpt-550',
         words='550 5.1.1', options={'no_recipients': 421}),
 
-    # 354 though no recipient was accepted: a lone dot, its answer ignored
+    # 354 although no recipient was accepted: a lone dot, whose answer is
+    # ignored
     *(Case(
             f"{code} to a lone dot", to='rcpt-550 rcpt-551',
             refused='rcpt-550 rcpt-551', words='5.1.1 ',
@@ -302,7 +304,7 @@ CASES = [
         options={
             'script': {'data': before(b'354 go\r\n250 2.0.0 ok\r\n')}}),
 
-    # Replies that belong to nothing
+    # Replies that answer no command
     Case(
         "one too many at MAIL", deferred='a b c', sessions=2,
         options={'script': {'mail': before(b'250 ok\r\n')}}),
@@ -383,7 +385,7 @@ CASES = [
         options={
             'script': dict.fromkeys(['ehlo', 'helo'], '502 5.5.1 what?')}),
 
-    # PIPELINING offered, but not meant
+    # PIPELINING is offered, but does not work
     *(Case(
             f"{name} with all that is pipelined", accepted='a b c', sessions=2,
             timeout=IMPATIENT, options={name: True}, pipelining=(True,))
@@ -393,7 +395,7 @@ CASES = [
         pipelining=(True,), options={
             'script': {'mail': lambda s: 'reset' if s.input else None}}),
 
-    # RSET says nothing of the message
+    # The reply to RSET says nothing about the message
     *(Case(
             f"{fault} at RSET", to='rcpt-550', refused='rcpt-550',
             timeout=IMPATIENT, options={'script': {'rset': fault}})
@@ -474,7 +476,7 @@ def trouble(outcome):
 
 
 def said(outcome):
-    "All that an outcome tells in words"
+    "Return all texts of an outcome"
     words = [*outcome.refused.values(), *outcome.deferred.values()]
     if outcome.unanswered:
         words.append(outcome.unanswered)
@@ -484,7 +486,7 @@ def said(outcome):
 
 
 class ServerTestCase(unittest.TestCase):
-    "What it takes to test messages one after another"
+    "Tests of messages that go one after another"
     pipelining = True
 
     def setUp(self):
@@ -585,7 +587,7 @@ class SessionTestCase(ServerTestCase):
         self.assertEqual(server.sessions, 1)
 
     def test_idle_session(self):
-        "Test that 421 and closing for idleness cost nothing"
+        "Test that 421 and a connection closed for being idle count nothing"
         server = self.serve(idle_timeout=.1)
         client = self.client(server.uri)
         for number in [1, 2, 3]:
@@ -622,7 +624,7 @@ class SessionTestCase(ServerTestCase):
         self.assertAccepted(client.deliver(mail()))
 
     def test_next_message(self):
-        "Test that what happens to one message is nothing to the next"
+        "Test that what happens to a message has no effect on the next message"
         for to in [
                 'rcpt-550', 'rcpt-451', 'rcpt-421', 'rcpt-close',
                 'data-550', 'data-451', 'data-421', 'data-close',
@@ -648,10 +650,10 @@ class SessionTestCase(ServerTestCase):
         self.assertEqual(server.sessions, 1)
 
     def test_body_taken_for_commands(self):
-        """Test a server that refuses a message before its end
+        """Test a server that refuses a message before the message ends.
 
-        It answers the rest line by line, and with the words of another
-        command the next message would be refused.
+        It answers the rest line by line, so the next message would be refused
+        by the words for another command.
         """
         def script(session, step):
             if step == 'dot' and session.number == 1:
@@ -687,7 +689,7 @@ class SessionTestCase(ServerTestCase):
         self.assertArrived(server, 1)
 
     def test_more_answers_than_one(self):
-        "Test that what follows an answer is not taken for the next one"
+        "Test that what follows an answer is not taken for the next answer"
         for stale in [b'550 5.7.1 no\r\n', b'421 4.3.2 idle\r\n', b'250\r\n']:
             with self.subTest(stale):
                 server = self.serve(script={
@@ -699,7 +701,7 @@ class SessionTestCase(ServerTestCase):
                 self.assertArrived(server, 3)
 
     def test_rset_refused(self):
-        "Test that a transaction that can not be ended is not gone on with"
+        "Test that no message follows a transaction that cannot be ended"
         server = self.serve(script={'rset': '502 5.5.1 what?'})
         client = self.client(server.uri)
         outcome = client.deliver(mail('rcpt-550'))
@@ -715,7 +717,7 @@ class SessionTestCase(ServerTestCase):
                     server.uri, timeout=IMPATIENT, max_messages=2)
                 for _ in range(5):
                     self.assertAccepted(client.deliver(mail()))
-                # The first with what was lost
+                # The first message with what was lost
                 self.assertEqual(server.sessions, 4)
                 self.assertArrived(server, 5)
 
@@ -725,7 +727,7 @@ class SessionStepByStepTestCase(SessionTestCase):
 
 
 class TransactionTestCase(ServerTestCase):
-    "Test what goes over the wire"
+    "Test the commands that go over the wire"
 
     def test_envelope(self):
         server = self.serve()
@@ -744,7 +746,7 @@ class TransactionTestCase(ServerTestCase):
             [f'MAIL FROM:<> SIZE={len(DATA)}'])
 
     def test_options(self):
-        "Test what stands in MAIL and RCPT, by what the server offers"
+        "Test the options of MAIL and RCPT, by what the server offers"
         eight_bit = DATA + b'\xe9\r\n'
         none = dict.fromkeys(
             ['size', 'eightbitmime', 'smtputf8', 'dsn'], None)
@@ -780,7 +782,7 @@ class TransactionTestCase(ServerTestCase):
                     [f'RCPT TO:<{address(to)}> {in_rcpt}'.rstrip()])
 
     def test_dsn_not_offered(self):
-        "Test that each option is told of once"
+        "Test that each option that is left out is logged once"
         server = self.serve(dsn=False)
         with self.assertLogs(smtp.logger, 'INFO') as logs:
             outcome = self.deliver(
@@ -792,7 +794,7 @@ class TransactionTestCase(ServerTestCase):
             ['NOTIFY', 'RET'])
 
     def test_smtputf8_not_offered(self):
-        "Test that addresses that the server can not read are not sent"
+        "Test that addresses that the server cannot read are not sent"
         server = self.serve(smtputf8=False)
         self.deliver(server, 'a ü')
         self.deliver(server, sender=address('ü'))
@@ -819,7 +821,7 @@ class TransactionTestCase(ServerTestCase):
                 self.assertArrived(server, 1, names)
 
     def test_too_many_recipients(self):
-        "Test that the rest follows at once and that each gets it once"
+        "Test that the other recipients follow at once, each of them once"
         names = [
             f'rcpt-550.{i}' if i % 5 == 2 else f'r{i}' for i in range(100)]
         good = ' '.join(n for n in names if '550' not in n)
@@ -835,7 +837,7 @@ class TransactionTestCase(ServerTestCase):
         self.assertEqual(server.sessions, 1)
 
     def test_no_recipient_accepted(self):
-        "Test that DATA is sent only where it has been sent already"
+        "Test that DATA is sent only if it could not be held back"
         server = self.serve()
         self.deliver(server, 'rcpt-550 rcpt-451')
         self.assertEqual(
@@ -855,8 +857,10 @@ class TransactionTestCase(ServerTestCase):
         self.assertArrived(server, 1)
 
     def test_small_buffers(self):
-        "Test that hundreds of RCPT and their replies never wait for another"
-        # More than what the buffers of both ends and the server can hold
+        """Test that hundreds of RCPT and their replies do not wait for each
+        other
+        """
+        # More than the buffers of both ends and the server can hold
         names = ' '.join(f'r{i}'.ljust(60, 'x') for i in range(1500))
         for slow_read in [0, .0001]:
             with self.subTest(slow_read=slow_read):
@@ -870,7 +874,7 @@ class TransactionTestCase(ServerTestCase):
                     connected.sock.setsockopt(
                         socket.SOL_SOCKET, option, size)
                 client = self.client(
-                    server.uri, server=connected, max_recipients=1500)
+                    server.uri, smtp=connected, max_recipients=1500)
                 self.assertAccepted(client.deliver(mail(names)), names)
                 client.close()
                 self.assertArrived(server, 1, names)
@@ -901,7 +905,7 @@ class TransactionTestCase(ServerTestCase):
             {c.partition(' ')[0] for _, c in server.commands}, {'ehlo'})
 
     def test_unexpected_error(self):
-        "Test that an exception is the message's own"
+        "Test that an exception is the fault of the message"
         def failing(step, reply):
             raise RuntimeError(f"no verdict\non {step}")
 
@@ -950,7 +954,7 @@ class TransactionTestCase(ServerTestCase):
             addresses('rcpt-550'))
 
     def test_own_verdict_on_421(self):
-        "Test that a verdict of its own never makes a session of a closed one"
+        "Test that a verdict of a module does not reopen a closed session"
         server = self.serve()
         client = self.client(
             server.uri, verdict=lambda step, reply: RECIPIENT)
@@ -960,7 +964,7 @@ class TransactionTestCase(ServerTestCase):
         self.assertArrived(server, 1, 'a c')
 
     def test_refusal(self):
-        "Test which messages were refused alike"
+        "Test which messages count as refused alike"
         server = self.serve()
         client = self.client(server.uri)
 
@@ -981,7 +985,8 @@ class TransactionTestCase(ServerTestCase):
                 ('rcpt-451-4.7.1-later', 'rcpt-551-4.7.1-later'),
                 ]:
             self.assertNotEqual(refusal(one), refusal(other))
-        # A mailbox speaks for itself, and one that is accepted for them all
+        # A mailbox is a reason of its own, and an accepted recipient shows
+        # that the server takes messages
         for names in [
                 ['rcpt-550-5.1.1-unknown'],
                 ['rcpt-452-4.2.2-full'],
@@ -1000,7 +1005,7 @@ class DataTestCase(ServerTestCase):
     "Test what is sent between DATA and the dot"
 
     def test_bytes(self):
-        "Test that the bytes that arrive are those that were given"
+        "Test that the bytes that arrive are the bytes that were given"
         line = b'x' * 998 + b'\r\n'
         for data in [
                 b'',
@@ -1034,7 +1039,7 @@ class DataTestCase(ServerTestCase):
                 self.assertEqual(server.received.pop().data, data)
 
     def test_lost_in_the_last_piece(self):
-        "Test that a message of which all may have gone is uncertain"
+        "Test that a message is uncertain if all of it may have gone"
         for fault in ['close', 'reset', 'hang']:
             with self.subTest(fault), \
                     patch.object(smtp, 'SLICE_SIZE', 2 * len(LARGE)):
@@ -1048,7 +1053,7 @@ class DataTestCase(ServerTestCase):
                 self.assertEqual(server.sessions, 1)
 
     def test_message_without_last_line_end(self):
-        "Test that the final dot is always one"
+        "Test that the final dot is always on a line of its own"
         server = self.serve()
         self.assertAccepted(self.deliver(server, data=b'Subject: a\r\n\r\nb'))
         received, = server.received
@@ -1073,7 +1078,7 @@ class SessionOpeningTestCase(ServerTestCase):
         server = self.serve()
         connected = smtp.get_smtp_server(server.uri, strict=True)
         self.addCleanup(connected.close)
-        client = self.client(server.uri, server=connected)
+        client = self.client(server.uri, smtp=connected)
         self.assertAccepted(client.deliver(mail()))
         self.assertEqual(server.sessions, 1)
         client.drop()
@@ -1085,7 +1090,7 @@ class SessionOpeningTestCase(ServerTestCase):
         connected = smtp.get_smtp_server(server.uri, strict=True)
         connected.ehlo()
         connected.quit()
-        client = self.client(server.uri, server=connected)
+        client = self.client(server.uri, smtp=connected)
         self.assertAccepted(client.deliver(mail()))
 
     def test_timeout_of_the_uri(self):
@@ -1097,7 +1102,7 @@ class SessionOpeningTestCase(ServerTestCase):
         self.assertLess(time.monotonic() - started, 100)
 
     def test_data_timeout(self):
-        "Test that the answer to the dot may take longer than others"
+        "Test that the answer to the dot may take longer than other answers"
         server = self.serve(delay={'dot': 1})
         client = self.client(
             server.uri, timeout=IMPATIENT, data_timeout=PATIENT)
@@ -1127,7 +1132,7 @@ class SessionOpeningTestCase(ServerTestCase):
         connected = smtp.get_smtp_server(server.uri, strict=True)
         connected.ehlo()
         connected.sock.shutdown(socket.SHUT_WR)
-        client = self.client(server.uri, server=connected)
+        client = self.client(server.uri, smtp=connected)
         self.assertAccepted(client.deliver(mail()))
         self.assertEqual(server.sessions, 2)
 
@@ -1241,7 +1246,7 @@ class SessionOpeningTestCase(ServerTestCase):
                 client = self.client(
                     f'{scheme}://127.0.0.1:{server.port}', timeout=IMPATIENT)
                 self.assertTrouble(client.deliver(mail()), '')
-        # It may still be at what it took for commands
+        # The server may still read what it took for commands
         server.stop()
         server.violations.clear()
 
@@ -1257,7 +1262,7 @@ class SessionOpeningTestCase(ServerTestCase):
                     'AUTH', [c.split()[0] for _, c in server.commands])
 
     def test_pipelining_gone_after_starttls(self):
-        "Test that what is offered is what was offered last"
+        "Test that only the last offer of the server counts"
         server = self.serve(
             tls='starttls', pipelining=True, smtputf8=True,
             extensions_after_tls={'pipelining': False, 'smtputf8': False},
@@ -1294,7 +1299,7 @@ class SessionOpeningTestCase(ServerTestCase):
                     expected)
 
     def test_former_name(self):
-        "Test that a transport may give what is unanswered by its former name"
+        "Test that a transport may use the former name of unanswered"
         outcome = Outcome()
         outcome.uncertain = "timed out"
         self.assertEqual(outcome, Outcome(unanswered="timed out"))
@@ -1302,7 +1307,7 @@ class SessionOpeningTestCase(ServerTestCase):
         self.assertEqual(outcome.uncertain, "timed out")
 
     def test_no_credentials(self):
-        "Test that nothing told of any trouble holds what the URI holds"
+        "Test that no text of any trouble has anything of the URI's login"
         server = self.serve(auth=('shop', 'another'))
         here = f'127.0.0.1:{server.port}'
         with socket.socket() as taken:
@@ -1344,13 +1349,13 @@ class SessionOpeningTestCase(ServerTestCase):
                     if SECRET not in uri.rpartition('@')[2]:
                         self.assertNotIn(SECRET, server_name(uri))
                     self.assertNotIn(SECRET, records.text)
-        # Where the server is spoken to by mistake
+        # A client that speaks to the server by mistake
         server.stop()
         server.violations.clear()
 
 
 class Records(logging.Handler):
-    "All that is logged for a while"
+    "All records that are logged for a while"
 
     def __enter__(self):
         self.lines = []
@@ -1400,7 +1405,7 @@ class VerdictTestCase(unittest.TestCase):
                 ('451 4.7.501 sender throttled', server),
                 ('451 4.7.502 sender throttled', server),
                 ('550 5.4.5 daily sending quota exceeded', server),
-                # At MAIL only
+                # Only at MAIL
                 ('450', later),
                 ('450 4.7.1 try again later', later),
                 ('451', later),
@@ -1411,7 +1416,7 @@ class VerdictTestCase(unittest.TestCase):
                 ('452 4.2.2 mailbox full', later),
                 ('455 4.5.1 parameters not now', later),
                 ('451 try 4.7.500', later),
-                # The message's or the recipient's
+                # The fault of the message or of the recipient
                 ('500 5.5.2 what?', usual),
                 ('501 5.5.4 bad syntax', usual),
                 ('503 5.5.1 bad sequence', usual),
@@ -1435,7 +1440,9 @@ class VerdictTestCase(unittest.TestCase):
                     expected)
 
     def test_words(self):
-        "Test that each example means what its line of the table says"
+        """Test that each example has the meaning that its line of the table
+        says
+        """
         for words in WORDS:
             code, _, text = words.example.partition(' ')
             with self.subTest(words.example):
@@ -1511,7 +1518,7 @@ class VerdictTestCase(unittest.TestCase):
                 ('timed out', 'timed out'),
                 ]:
             with self.subTest(one):
-                self.assertEqual(alike(one), alike(other))
+                self.assertEqual(gist(one), gist(other))
         for one, other in [
                 ('554 5.7.1 denied', '550 5.7.1 denied'),
                 ('554 5.7.1 denied', '554 5.7.2 denied'),
@@ -1519,12 +1526,12 @@ class VerdictTestCase(unittest.TestCase):
                 ('554 5.7.1 denied', '554 denied'),
                 ]:
             with self.subTest(one):
-                self.assertNotEqual(alike(one), alike(other))
+                self.assertNotEqual(gist(one), gist(other))
         self.assertEqual(
-            alike('554 5.7.1 <a@example.com>: no mail for you, see #123'),
+            gist('554 5.7.1 <a@example.com>: no mail for you, see #123'),
             '554 5.7.1 no mail for you, see')
-        self.assertEqual(alike(''), '')
-        self.assertEqual(alike('421'), '421')
+        self.assertEqual(gist(''), '')
+        self.assertEqual(gist('421'), '421')
 
     def test_server_name(self):
         for uri, expected in [

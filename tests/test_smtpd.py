@@ -23,7 +23,7 @@ COMPLETE = re.compile(rb'(?:\d{3}-[^\n]*\n)*(\d{3})(?: [^\n]*)?\r\n')
 
 
 class Client:
-    "A client that sends what it is told and tells what comes back"
+    "A client that sends what it is told, and returns what comes back"
 
     def __init__(self, server, greeting=220):
         self.sock = socket.create_connection(('127.0.0.1', server.port), 5)
@@ -42,7 +42,7 @@ class Client:
         self.sock.sendall(b''.join(line + b'\r\n' for line in data))
 
     def outcome(self, timeout=5):
-        "Code of the next reply, or what came instead of one"
+        "Return the code of the next reply, or what came instead of a reply"
         self.sock.settimeout(timeout)
         while True:
             if match := COMPLETE.match(self.input):
@@ -65,7 +65,7 @@ class Client:
                     else 'cut' if cut else 'close')
 
     def do(self, *lines, timeout=5):
-        "Send lines one by one, each after the reply to the one before"
+        "Send lines one by one, each after the reply to the line before"
         for line in lines:
             self.send(line)
             outcome = self.outcome(timeout)
@@ -81,8 +81,8 @@ class Client:
         return self
 
 
-# What the client of one step sees of each action, {good} being the reply to
-# a good step, and whether the session goes on
+# What the client of one step sees of each action, and whether the session goes
+# on. {good} is the reply to a good step.
 ACTIONS = {
     '451': (451, True),
     '550': (550, True),
@@ -101,7 +101,7 @@ ACTIONS = {
     '451x1': (451, True),
     'closex1': ('close', False),
     }
-# The commands up to a step, then the one that it answers, and its good reply
+# The commands up to a step, then the command of the step, and its good reply
 STEPS = {
     'greeting': ((), None, 220),
     'ehlo': ((), 'EHLO client', 250),
@@ -220,7 +220,7 @@ class ActionsTestCase(unittest.TestCase):
         self.assertEqual(self.server.violations, [])
 
     def test_pipelined(self):
-        "The replies before a fault are sent, what comes after is not"
+        "The replies before a fault are sent, the replies after it are not"
         for action, (expected, goes_on) in ACTIONS.items():
             with (self.subTest(action=action),
                     Client(self.server).ehlo() as client):
@@ -248,7 +248,7 @@ class ActionsTestCase(unittest.TestCase):
                 self.assertEqual(self.server.violations, [])
 
     def test_split(self):
-        "It is two segments, the first one ends inside the code"
+        "The reply has two segments, the first of which ends inside the code"
         with Client(self.server).ehlo() as client:
             client.do('MAIL FROM:<a@example.com>')
             client.send('RCPT TO:<rcpt-split@example.com>')
@@ -256,7 +256,7 @@ class ActionsTestCase(unittest.TestCase):
             self.assertEqual(client.sock.recv(1000), b'0 2.1.5 ok\r\n')
 
     def test_trickle(self):
-        "It is one byte at a time"
+        "The reply comes one byte at a time"
         self.server.trickle = .02
         with Client(self.server).ehlo() as client:
             client.do('MAIL FROM:<a@example.com>')
@@ -306,7 +306,7 @@ class ActionsTestCase(unittest.TestCase):
         self.assertEqual(len(self.server.wait_for(3)), 3)
 
     def test_body_of_a_large_mail(self):
-        "The client can not write all of it"
+        "The client cannot write all of the mail"
         with Client(self.server).ehlo() as client:
             client.do(
                 'MAIL FROM:<a@example.com>',
@@ -351,7 +351,7 @@ class ActionsTestCase(unittest.TestCase):
                     self.assertEqual(client.reply, reply)
 
     def test_scripts(self):
-        "Text as it is, numbers, functions, and it can be healed"
+        "Text as it is, numbers, functions, and a change back to good replies"
         with Client(self.server).ehlo() as client:
             self.server.script['rcpt'] = '554 5.7.1 Relay access denied'
             client.do('MAIL FROM:<a@example.com>', 'RCPT TO:<b@example.com>')
@@ -513,7 +513,7 @@ class SMTPServerTestCase(unittest.TestCase):
         self.assertIn(hanging.outcome(), {'close', 'reset'})
         with self.assertRaises(ConnectionRefusedError):
             Client(server)
-        server.stop()  # twice does no harm
+        server.stop()  # to stop twice does no harm
         for _ in range(3):
             server.start()
             self.assertEqual(server.port, port)
@@ -662,7 +662,9 @@ class SMTPServerTestCase(unittest.TestCase):
         self.assertEqual(client.do('AUTH PLAIN', '*'), 501)
 
     def test_pipelining(self):
-        "MAIL refused makes 503 of all that follows; recipients go on"
+        """After a refused MAIL everything gets 503; refused recipients change
+        nothing
+        """
         server = self.serve()
         client = self.connect(server).ehlo()
         for sender, recipients, expected in [
@@ -676,7 +678,7 @@ class SMTPServerTestCase(unittest.TestCase):
             self.assertEqual([client.outcome() for _ in expected], expected)
             if expected[-1] == 354:
                 self.assertEqual(client.do('.'), 250)
-        # The dot may be followed by the next transaction
+        # The next transaction may follow the dot at once
         client.do('RSET')
         client.send(
             'MAIL FROM:<a@example.com>', 'RCPT TO:<b@example.com>', 'DATA')
@@ -808,7 +810,7 @@ class SMTPServerTestCase(unittest.TestCase):
         client.send('EHLO client')
         self.assertEqual([client.outcome(), client.outcome()], [220, 250])
         self.assertIn('before the greeting', server.violations[0])
-        # A reply that is late does not hide it
+        # A late reply does not hide the mistake
         server = self.serve(pipelining=False, delay={'mail': .1})
         client = self.connect(server).ehlo()
         client.send('MAIL FROM:<a@example.com>')
@@ -880,7 +882,7 @@ class SMTPServerTestCase(unittest.TestCase):
                     json.loads(log.readline())['to'], ['c@example.com'])
 
     def test_deadlock(self):
-        "Who writes without reading does not come to an end here"
+        "A client that writes without reading blocks here"
         server = self.serve(
             rcvbuf=2048, sndbuf=2048,
             replies={('rcpt', 250): '\n'.join(['2.1.5 ' + 'x' * 490] * 15)})

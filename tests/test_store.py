@@ -29,7 +29,7 @@ class StoreTestCase(QueueTestCase):
 
     @contextmanager
     def transaction(self, user=0, **options):
-        "A transaction, also beside the one of a store"
+        "A transaction, also beside the transaction of a store"
         if Transaction().connection:
             with Transaction().new_transaction(**options) as transaction:
                 yield transaction
@@ -39,7 +39,7 @@ class StoreTestCase(QueueTestCase):
 
     @contextmanager
     def store(self, number=None):
-        "A store on a connection of its own, with that slot where it is given"
+        "A store on a connection of its own, with this slot if one is given"
         with self.transaction(), \
                 Transaction().new_transaction(autocommit=True):
             store = Store(Pool().get('email.queue'))
@@ -52,7 +52,7 @@ class StoreTestCase(QueueTestCase):
                     store.slot.give_back()
 
     def update(self, id_, **values):
-        "Write what the ORM does not let be written"
+        "Write columns that the ORM does not let anybody write"
         t = Table('email_queue')
         with self.transaction() as transaction:
             transaction.connection.cursor().execute(*t.update(
@@ -60,14 +60,14 @@ class StoreTestCase(QueueTestCase):
                     list(values.values()), where=t.id == id_))
 
     def zone(self, name):
-        "Let the connection of the transaction have a time zone of its own"
+        "Let the connection of the transaction have another time zone"
         if has_locks:
             Transaction().connection.cursor().execute(
                 f"SET TIME ZONE '{name}'")
 
 
 class DatabaseClockTestCase(StoreTestCase):
-    "The time is UTC, whatever the server of the database thinks"
+    "Times are UTC, whatever time zone the database server has"
     zones = ['Asia/Tokyo', 'America/New_York', 'UTC']
 
     def test_queued(self):
@@ -122,7 +122,7 @@ class DatabaseClockTestCase(StoreTestCase):
             self.assertEqual(row.id, email.id)
 
     def test_beat(self):
-        "Test that the rows of a run that takes long are touched"
+        "Test that the rows of a long run are touched"
         id_ = self.queue()
         with self.store(1) as store_, patch.object(slot, 'BEAT_SECONDS', 0):
             store_.claim(10, MUCH)
@@ -146,7 +146,7 @@ class DatabaseClockTestCase(StoreTestCase):
 
 
 class SlotTestCase(StoreTestCase):
-    "Who holds what, and what becomes of what the dead held"
+    "Who holds which slot, and what becomes of the rows of a dead sender"
 
     def sending(self, number):
         id_ = self.queue()
@@ -168,7 +168,7 @@ class SlotTestCase(StoreTestCase):
 
     @unittest.skipUnless(has_locks, "it has no connection to lose")
     def test_keepalive(self):
-        "Test that both ends notice within a minute that the other is gone"
+        "Test that both ends notice within a minute that the other end is gone"
         with self.store() as store:
             cursor = store.slot.connection.cursor()
             for name, value in [
@@ -191,7 +191,7 @@ class SlotTestCase(StoreTestCase):
                     self.assertEqual(sock.getsockopt(level, option), value)
 
     def test_last_id(self):
-        "Test that the slot of send is there for any id"
+        "Test that send has a slot for any id"
         for number in [-1, -LAST_ID, 2 ** 30, LAST_ID]:
             with self.subTest(number), self.store(number) as store:
                 if has_locks:
@@ -199,7 +199,7 @@ class SlotTestCase(StoreTestCase):
 
     @unittest.skipUnless(has_locks, "age tells who is dead")
     def test_recover(self):
-        "Test that what the living hold is theirs, however long"
+        "Test that rows of a living sender stay, however long it takes"
         mine, living, dead = map(self.sending, [1, 2, 3])
         by_send, by_dead_send = self.sending(-4), self.sending(-5)
         ended = self.queue()
@@ -224,7 +224,7 @@ class SlotTestCase(StoreTestCase):
         old, young = self.sending(1), self.sending(1)
         self.update(young, write_date=dt.datetime.now())
         with self.store() as store:
-            # Somebody is at it
+            # Somebody else recovers at the same moment
             self.assertFalse(store.slot.take([1]))
             store.slot.number = 2
             store.recover()
@@ -256,7 +256,7 @@ class SlotTestCase(StoreTestCase):
 
     @unittest.skipUnless(has_locks, "each is a transaction of its own")
     def test_record_at_once(self):
-        "Test that rows of different outcomes are recorded all or none"
+        "Test that rows with different outcomes are recorded all or none"
         self.queue(), self.queue()
         with self.store(1) as store:
             rows = [
@@ -285,7 +285,7 @@ class ClaimTestCase(StoreTestCase):
             self.assertEqual(self.claim(store, 2, MUCH), [])
 
     def test_size(self):
-        "Test that bytes are a bound, which one message alone may pass"
+        "Test that bytes limit a claim, but one large message is claimed"
         bulk = [
             self.queue(msg=MESSAGE + b'x' * 1000, priority='bulk')
             for _ in range(4)]
@@ -294,27 +294,27 @@ class ClaimTestCase(StoreTestCase):
             self.assertEqual(self.claim(store, 9, 0), [])
             self.assertEqual(self.claim(store, 9, -1), [])
             self.assertEqual(self.claim(store, 9, 1), [normal])
-            # Two are more than that
+            # Two messages are more than the limit
             self.assertEqual(self.claim(store, 9, 1500), bulk[:2])
             self.assertEqual(self.claim(store, 9, MUCH), bulk[2:])
 
     def test_place(self):
-        "Test that claims go on, and begin again"
+        "Test that claims go on at a place, and begin again"
         ids = [self.queue() for _ in range(4)]
         with self.store(1) as store_:
             self.assertEqual(self.claim(store_, 2, MUCH), ids[:2])
             first, = self.claim(store_, 1, MUCH)
             self.assertEqual(first, ids[2])
-            # Before the place
+            # Queued before the place
             earlier = self.queue(scheduled_at=-dt.timedelta(hours=1))
             urgent = self.queue(priority='urgent')
             self.assertEqual(self.claim(store_, 2, MUCH), [urgent, ids[3]])
-            # That was all from there on
+            # Nothing was left after the place
             self.assertEqual(self.claim(store_, 1, MUCH), [])
             self.assertEqual(self.claim(store_, 1, MUCH), [earlier])
 
     def test_place_after_a_while(self):
-        "Test that what was queued before the place waits no longer"
+        "Test that an email from before the place is claimed after a while"
         ids = [self.queue() for _ in range(4)]
         with self.store(1) as store_:
             self.assertEqual(self.claim(store_, 1, MUCH), ids[:1])
@@ -331,7 +331,7 @@ class ClaimTestCase(StoreTestCase):
                 self.assertEqual(self.claim(store, 1, MUCH), [id_])
 
     def test_crashed(self):
-        "Test that what its senders died with is claimed by itself"
+        "Test that a row whose senders died is claimed by itself"
         killers = [self.queue(), self.queue()]
         self.write(*killers, crashes=3)
         innocent = self.queue()
@@ -345,7 +345,7 @@ class ClaimTestCase(StoreTestCase):
             self.assertEqual(store.claim_alone(), [])
 
     def test_values(self):
-        "Test that a claimed row is what was queued"
+        "Test that a claimed row has the queued values"
         id_ = self.queue(
             ['jane@example.com', 'john@example.com'], priority='urgent',
             expires_at=dt.timedelta(days=1), mail_options=['RET=HDRS'],
@@ -363,7 +363,7 @@ class ClaimTestCase(StoreTestCase):
 
     @unittest.skipUnless(has_locks, "there one writes at a time")
     def test_locked(self):
-        "Test that a row that somebody else is at is passed"
+        "Test that a row that somebody has locked is skipped"
         locked, free = self.queue(), self.queue()
         with self.transaction() as transaction:
             transaction.connection.cursor().execute(

@@ -1,7 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What the transaction of a caller may be: readonly, or one with savepoints.
-"""
+"""The kinds of transactions of a caller: readonly, or with savepoints."""
 import errno
 import os
 import subprocess
@@ -51,10 +50,10 @@ def savepoint(rolled_back=True):
 
 
 class SavepointFilesTestCase(FilestoreTestCase):
-    "Files of what a savepoint takes back"
+    "Files of emails that a savepoint takes back"
 
     def test_rolled_back(self):
-        "Test only the files of rows stay, in any order"
+        "Test only the files of existing rows stay, in any order"
         for first in [False, True]:
             for last in [False, True]:
                 with self.subTest(first=first, last=last):
@@ -78,7 +77,7 @@ class SavepointFilesTestCase(FilestoreTestCase):
     @unittest.skipIf(
         backend.name == 'sqlite', "all transactions share a connection")
     def test_rolled_back_whole(self):
-        "Test none stays where the transaction is rolled back"
+        "Test no file stays when the whole transaction is rolled back"
         with self.assertRaises(RuntimeError), self.transaction():
             with savepoint():
                 queue('nobody@example.com')
@@ -99,7 +98,7 @@ class SavepointFilesTestCase(FilestoreTestCase):
             yield
 
     def test_full(self):
-        "Test an email is in the database where the filestore is full"
+        "Test a message is in the database if the filestore is full"
         for size in [0, 10]:
             with self.subTest(size=size), self.full(size):
                 id_ = self.queue()
@@ -109,7 +108,7 @@ class SavepointFilesTestCase(FilestoreTestCase):
         self.assertEqual(self.states(), {'sent': 2})
 
     def test_full_captured(self):
-        "Test no business transaction fails as the filestore is full"
+        "Test a full filestore makes no transaction of the business fail"
         self.addCleanup(sendmail.capture())
         with self.full(10), self.transaction():
             send_message_transactional(message())
@@ -117,7 +116,7 @@ class SavepointFilesTestCase(FilestoreTestCase):
         self.assertEqual(self.paths(), [])
 
     def test_full_real(self):
-        "Test it with a file system that is full"
+        "Test a file system that is really full"
         if os.geteuid() != 0:
             self.skipTest("only root can mount a small file system")
         with tempfile.TemporaryDirectory() as path:
@@ -161,7 +160,7 @@ class SavepointFilesTestCase(FilestoreTestCase):
         self.assertEqual(self.paths(), [])
 
     def test_folder(self):
-        "Test a record of another model can not name the file of a message"
+        "Test a record of another model cannot name the file of a message"
         self.queue(sensitive=True)
         (file_id,), = self.rows('file_id')
         with self.transaction():
@@ -178,7 +177,7 @@ class SavepointFilesTestCase(FilestoreTestCase):
 
 
 class SavepointTaskTestCase(QueueTestCase):
-    "The task of a worker that a savepoint takes back"
+    "The task of a worker, when a savepoint takes back its email"
 
     def test_task(self):
         with configured('queue', worker=True):
@@ -191,7 +190,7 @@ class SavepointTaskTestCase(QueueTestCase):
                 self.assertEqual(self.tasks(), 1)
                 queue()
             with self.transaction():
-                # One for each commit
+                # One task for each commit
                 self.assertEqual(self.tasks(), 2)
 
     def tasks(self):
@@ -201,7 +200,7 @@ class SavepointTaskTestCase(QueueTestCase):
 
 
 class ReadonlyTestCase(QueueTestCase):
-    "Each way into the queue from a readonly transaction"
+    "Test each way into the queue from a readonly transaction"
 
     def ways(self, id_):
         EmailQueue = Pool().get('email.queue')
@@ -228,13 +227,13 @@ class ReadonlyTestCase(QueueTestCase):
                 way = list(self.ways(id_))[number]
                 with self.assertRaisesRegex(EmailQueueError, 'readonly'):
                     way()
-                # It goes on
+                # The transaction goes on
                 t.connection.cursor().execute('SELECT 1')
         self.assertEqual(self.states(), {'failed': 1})
 
 
 class OwnServerTestCase(QueueTestCase):
-    "Test a data manager with a server of its own keeps it"
+    "Test a data manager with a server of its own does not use the queue"
 
     def test_own_server(self):
         self.addCleanup(sendmail.capture())

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What list and form say while a server takes no emails."""
+"""What list and form show while a server takes no emails."""
 import datetime as dt
 
 from sql import Table
@@ -15,7 +15,7 @@ DOWN = '421 4.7.0 too many connections'
 
 
 class TroubleTestCase(RPCTestCase):
-    "Test what is said of a server in trouble"
+    "Test what is shown about a server in trouble"
 
     def setUp(self):
         super().setUp()
@@ -39,7 +39,7 @@ class TroubleTestCase(RPCTestCase):
         return email['notice'], email['outcome']
 
     def test_told_until_it_recovers(self):
-        "Test it is told from a run that fails to one that does not"
+        "Test the trouble is shown from a failed run until a run that is good"
         id_ = self.queue()
         self.assertEqual(self.shown(id_), (None, None))
         self.run_in_trouble()
@@ -55,7 +55,7 @@ class TroubleTestCase(RPCTestCase):
         self.assertEqual(self.shown(self.queue()), (None, None))
 
     def test_states(self):
-        "Test it is told of what waits for the server only"
+        "Test only emails that wait for the server show its trouble"
         self.queue()
         self.run_in_trouble()
         later = dt.datetime.now() + dt.timedelta(days=1)
@@ -74,7 +74,7 @@ class TroubleTestCase(RPCTestCase):
         self.assertRegex(outcome, r'^Scheduled for .*\d\d:\d\d UTC$')
 
     def test_other_server(self):
-        "Test the emails of another server say nothing of it"
+        "Test emails for another server show nothing about it"
         with Server() as server, configured(uri_marketing=server.uri):
             default, marketing = self.queue(), self.queue(server='marketing')
             self.run_in_trouble()
@@ -92,12 +92,12 @@ class TroubleTestCase(RPCTestCase):
                 notice, r'^The server marketing \(127.0.0.1:\d+\) takes no')
             self.assertEqual(self.shown(default), (None, None))
             self.queue(server='marketing')
-        # It is not configured any more
+        # The server is no longer configured
         self.assertRegex(
             self.shown(marketing)[0], '^The server marketing takes no')
 
     def test_since(self):
-        "Test the day is told where it is another one"
+        "Test the day is shown if it is not today"
         now = dt.datetime(2026, 11, 27, 17, 5)
         self.queue()
         self.run_in_trouble()
@@ -111,7 +111,7 @@ class TroubleTestCase(RPCTestCase):
                     f' since {since}: ', words.replace('\xa0', ' '))
 
     def test_no_secret(self):
-        "Test the login of the server is not told, nor to a stranger"
+        "Test nobody is shown the login of the server"
         id_ = self.queue()
         host = self.server.uri.split('//')[1]
         with configured('email', uri=f'smtp://jane:s3cr3t@{host}'):
@@ -125,7 +125,7 @@ class TroubleTestCase(RPCTestCase):
                     self.shown(id_, session)
 
     def test_one_query(self):
-        "Test a list of emails asks for the troubles once"
+        "Test the troubles are read once for a list of emails"
         ids = [self.queue() for _ in range(5)]
         self.run_in_trouble()
         asked = []

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""The update of a database of an older version keeps all that is in it."""
+"""The update of an older version's database keeps everything in it."""
 import datetime as dt
 import json
 import os
@@ -76,7 +76,7 @@ TYPES = {
         'uncertain': '',
         },
     }
-# A time of the past with microseconds
+# A time in the past, with microseconds
 PAST = dt.datetime(2026, 11, 3, 4, 5, 6, 789012)
 HEADER = b'Message-ID: <1@example.com>\r\nSubject: Gr\xc3\xbc\xc3\x9fe\r\n\r\n'
 BODY = bytes(b for b in range(256) if b not in b'\r\n\0') + b'\r\n'
@@ -132,7 +132,7 @@ class UpgradeTestCase(QueueTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        # Where a database is a file
+        # If a database is a file
         path = cls.enter(tempfile.TemporaryDirectory())
         cls.enter(configured('database', path=path))
         create_db(NAME)
@@ -153,7 +153,9 @@ class UpgradeTestCase(QueueTestCase):
 
     @classmethod
     def ask(cls):
-        "Return how a database without the module answers about its health"
+        """Return what the health command answers for a database without the
+        module
+        """
         key = 'f' * 128
         with cls.previous() as cursor:
             insert(cursor, 'res_user_application', key=key, user=1,
@@ -167,7 +169,7 @@ class UpgradeTestCase(QueueTestCase):
 
     @classmethod
     def make_previous(cls):
-        "Put in what the previous version had, and return its settings"
+        "Make what the previous version had, and return its settings"
         with cls.previous() as cursor:
             cursor.execute(TABLE.format(**TYPES[backend.name]))
             cursor.execute(INDEX)
@@ -181,13 +183,13 @@ class UpgradeTestCase(QueueTestCase):
                 name="Email Queue Administration", active=True)
             remember(cursor, 'group_email_queue', 'res.group', group, ['name'])
             insert(cursor, 'res_user-res_group', user=1, group=group)
-            # Slower than the module's own, and stopped
+            # Less often than the module's own action, and not active
             cron = insert(cursor, 'ir_cron', method='email.queue|send_all',
                 interval_number=7, interval_type='hours', active=False)
             remember(
                 cursor, 'cron_send_all', 'ir.cron', cron,
                 ['interval_number', 'interval_type', 'method'], noupdate=True)
-            # For a second sender
+            # A second action, for a second sender
             insert(cursor, 'ir_cron', method='email.queue|send_all',
                 interval_number=2, interval_type='minutes', active=True)
         return cls.read_settings()
@@ -196,7 +198,7 @@ class UpgradeTestCase(QueueTestCase):
     def read_rows(cls, slot='sender'):
         """Return the values of all rows.
 
-        :param slot: what the column is called that was renamed.
+        :param slot: the name of the column that is now called slot.
         """
         t = Table('email_queue')
         names = [slot if n == 'sender' else n for n in [*COMMON, 'state']]
@@ -244,7 +246,7 @@ class UpgradeTestCase(QueueTestCase):
             env={**os.environ, 'TRYTOND_DATABASE__PATH': path})
 
     def test_rows(self):
-        "Test every value of every row is as it was"
+        "Test every value of every row is as before"
         self.assertEqual(len(self.rows), len(ROWS))
         self.assertEqual(
             [row[3] for row in self.rows],
@@ -252,7 +254,7 @@ class UpgradeTestCase(QueueTestCase):
         rows, _ = self.updated
         expected = [list(row) for row in self.rows]
         error = list(COMMON).index('error') + 1
-        # Its text is a reason now
+        # This text is a reason now
         expected[4][error] = "timed out"
         self.assertEqual(rows, list(map(tuple, expected)))
 
@@ -265,22 +267,22 @@ class UpgradeTestCase(QueueTestCase):
                 [None, None, None, None, 'uncertain', 'not_queued', None])
 
     def test_settings(self):
-        "Test interval, active flag, members and identifiers are as they were"
+        "Test interval, active flag, members and identifiers are as before"
         self.assertEqual(list(map(len, self.settings)), [2, 2, 1])
         _, settings = self.updated
         self.assertEqual(settings, self.settings)
 
     def test_database_without_module(self):
-        "Test the health of a database without the module is not to be had"
+        "Test the command for the health says that the module is not activated"
         self.assertEqual(self.responses, [401, 404])
 
     def test_use(self):
-        "Test the emails are sent that were to be, and that retry works"
-        # On SQLite age tells that its sender is dead
+        "Test the waiting emails are sent, and that Retry works"
+        # On SQLite the age of the row shows that its sender is dead
         with configured(timeout=5), Transaction().start(NAME, 0):
             EmailQueue = Pool().get('email.queue')
             EmailQueue.send_all()
-            # What its senders died with three times waits for a moment
+            # The row whose senders died three times is due in a moment
             crashed = EmailQueue.search([('crashes', '=', 3)])
             EmailQueue.write(crashed, {'scheduled_at': PAST})
             Transaction().commit()

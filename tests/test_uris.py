@@ -29,7 +29,7 @@ ends = st.sampled_from([
         '#', '?timeout=9&local_hostname=a@b', f'?{SECRET}', f'?x={SECRET}@b',
         f'/{SECRET}', f'#{SECRET}@'])
 secrets = st.builds('{}{}{}'.format, broken, st.just(SECRET), broken)
-# Where a host follows, a password may have an @
+# If a host follows, a password may have an @
 quoted = st.builds(
     '{}{}{}'.format, secrets, st.sampled_from(['', '@']), broken)
 credentials = st.one_of(
@@ -43,7 +43,7 @@ without_host = st.builds(
 
 
 class NameTestCase(unittest.TestCase):
-    "The name of a server in texts for people"
+    "Test the name of a server in texts for people"
 
     @REPEATABLE
     @given(st.one_of(with_host, without_host))
@@ -61,14 +61,14 @@ class NameTestCase(unittest.TestCase):
         st.sampled_from(HOSTS), st.sampled_from(['', ':25', ':465']),
         st.sampled_from(['', '/', '?timeout=9', '?local_hostname=a@b']))
     def test_host(self, start, credentials, host, port, end):
-        "Test the host of a good one is shown"
+        "Test the host of a good URI is shown"
         self.assertEqual(
             server_name(f'{start}{credentials}@{host}{port}{end}'),
             host + port)
 
 
 class RunTestCase(QueueTestCase):
-    "All that a run tells, writes and logs"
+    "Test everything that a run raises, writes and logs"
 
     def uris(self):
         here = self.server.uri.rpartition('/')[2]
@@ -80,7 +80,7 @@ class RunTestCase(QueueTestCase):
         yield f'smtp://localhost:{SECRET}@{here}?timeout={SECRET}'
 
     def told(self, call):
-        "Return the words of the error that a call ends in"
+        "Return the words of the error that a call raises"
         with self.assertRaises(EmailQueueError) as cm, self.transaction():
             call(Pool().get('email.queue'))
         return repr(cm.exception) + str(cm.exception.__cause__)

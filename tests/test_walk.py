@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""All places that end an email or keep it back, and what is said there."""
+"""All places that end an email or keep it back, and what is shown there."""
 import datetime as dt
 from email import message_from_bytes
 from unittest.mock import patch
@@ -28,7 +28,7 @@ ORIGINAL = original.Row(
 
 
 def situation(state, reason, error, english, german):
-    "Let a method be one of the table, and say what is expected after it"
+    "Add a method to the table of situations, with the expected result"
     def decorator(method):
         method.expected = state, reason, error, english, german
         return method
@@ -36,7 +36,7 @@ def situation(state, reason, error, english, german):
 
 
 class TranslatedTestCase(QueueTestCase):
-    "A database with the translations of the module"
+    "Tests in a database with the translations of the module"
     languages = ['de']
 
     @classmethod
@@ -57,7 +57,7 @@ class LabelTestCase(TranslatedTestCase):
     languages = ['de', 'fr', 'es']
 
     def test_one_by_one(self):
-        "Test no two reasons are shown alike, and each in its language"
+        "Test each reason has a label of its own in each language"
         for language in ['en', *self.languages]:
             with self.subTest(language), self.transaction(
                     context={'language': language}):
@@ -73,7 +73,7 @@ class LabelTestCase(TranslatedTestCase):
 
 
 class WalkTestCase(TranslatedTestCase, NoticesTestCase, StoreTestCase):
-    """Each method is a situation and returns the id of its email."""
+    "Each method is a situation, and returns the id of its email"
 
     def test_all(self):
         "Test state, reason, error, and the sentence in two languages"
@@ -95,7 +95,8 @@ class WalkTestCase(TranslatedTestCase, NoticesTestCase, StoreTestCase):
             with self.transaction(
                     readonly=True, context={'language': language}):
                 outcome = Pool().get('email.queue')(id_).outcome
-                # What waits ends with the time of the next attempt
+                # The sentence about a waiting email ends with the time of the
+                # next attempt
                 yield outcome.partition('; ')[0]
 
     def send_in_peace(self):
@@ -105,7 +106,7 @@ class WalkTestCase(TranslatedTestCase, NoticesTestCase, StoreTestCase):
             pass
 
     def sent(self, to_addrs=GOOD, **values):
-        "Queue an email, let it be sent, and return its id"
+        "Queue an email, send it, and return its id"
         id_ = self.queue(to_addrs)
         if values:
             self.write(id_, **values)
@@ -118,7 +119,7 @@ class WalkTestCase(TranslatedTestCase, NoticesTestCase, StoreTestCase):
         return id_
 
     def converted(self, text=b'Hello', **values):
-        "Put in a row as the conversion of the original makes it"
+        "Add a row as the conversion of the original makes it"
         with self.transaction():
             EmailQueue = Pool().get('email.queue')
             email, = EmailQueue.create([original.values_of(
@@ -314,7 +315,7 @@ class WalkTestCase(TranslatedTestCase, NoticesTestCase, StoreTestCase):
             Pool().get('email.queue')(id_).send()
         return id_
 
-    # The server, or the address, cannot take it
+    # The server, or the address, cannot take the email
 
     @situation(
         'outbox', 'too_large', 'SIZE 10',
@@ -401,7 +402,7 @@ class WalkTestCase(TranslatedTestCase, NoticesTestCase, StoreTestCase):
         self.send_in_peace()
         return id_
 
-    # What is wrong was said in the language of who has sent it
+    # The words are in the language of the user who has sent the email
     @situation(
         'failed', 'not_queued',
         '"nobody@" of "to_addrs" is not a valid email address.',
@@ -417,7 +418,7 @@ class WalkTestCase(TranslatedTestCase, NoticesTestCase, StoreTestCase):
         (id_,), = self.rows('id')
         return id_
 
-    # The update has found it so
+    # The update has found the email so
 
     @situation(
         'failed', 'no_sender', None,

@@ -37,7 +37,7 @@ class WorkerTestCase(QueueTestCase):
 
 
 class PushTestCase(WorkerTestCase):
-    "What a transaction pushes"
+    "Test which task a transaction pushes"
 
     def test_one_task_a_transaction(self):
         with configured('queue', worker=True):
@@ -72,7 +72,7 @@ class PushTestCase(WorkerTestCase):
                 self.queue_three()
                 send_message_transactional(message())
                 transaction.commit()
-                # Its manager comes after the one that pushes
+                # The manager of capture comes after the manager that pushes
                 send_message_transactional(message())
             self.assertEqual(len(self.tasks()), 3)
 
@@ -136,7 +136,7 @@ class PushTestCase(WorkerTestCase):
 
 @unittest.skipIf(backend.name == 'sqlite', "it has no workers")
 class WorkerProcessesTestCase(WorkerTestCase):
-    "With real workers"
+    "Test with real workers"
 
     def setUp(self):
         super().setUp()
@@ -160,7 +160,7 @@ class WorkerProcessesTestCase(WorkerTestCase):
 
     def stop_workers(self):
         for worker in self.workers:
-            # Its processes with it
+            # The worker with its processes
             os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
         self.workers.clear()

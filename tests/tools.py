@@ -34,20 +34,20 @@ def _configure(section, values):
     if not config.has_section(section):
         config.add_section(section)
     for name, value in values.items():
-        # An empty option is one that is not set
+        # An empty option counts as not set
         config.set(section, name, '' if value is None else str(value))
 
 
 class QueueTestCase(unittest.TestCase):
-    """A committed queue, empty before every test.
+    """A committed queue, which is empty before every test.
 
     The class has a server whose answers are in the addresses.
     """
     modules = ['email_queue']
     database = DB_NAME
     server_options = {}
-    # Of the client, in seconds: a busy machine lets the server answer late.
-    # Classes whose server hangs wait for less.
+    # The time-out of the client, in seconds, because a busy machine makes the
+    # server answer late. Classes whose server hangs set less.
     timeout = 5
 
     @classmethod
@@ -81,7 +81,7 @@ class QueueTestCase(unittest.TestCase):
         self.addCleanup(self.clear)
 
     def clear(self):
-        # What this process has met before
+        # What this process remembers of earlier tests
         run._troubled_at.clear()
         with self.transaction():
             cursor = Transaction().connection.cursor()
@@ -116,7 +116,7 @@ class QueueTestCase(unittest.TestCase):
                             for i in range(count)])))
 
     def rows(self, *names):
-        "Return these values, or all, of all rows as they are committed now"
+        "Return these values, or all values, of all committed rows"
         with Transaction().start(
                 self.database, 0, readonly=True) as transaction:
             cursor = transaction.connection.cursor()
@@ -130,7 +130,7 @@ class QueueTestCase(unittest.TestCase):
         return Counter(state for state, in self.rows('state'))
 
     def read(self, id_, *names):
-        "Return the values of a record as it is committed now"
+        "Return values of a committed record"
         with self.transaction(readonly=True):
             # A record would read all of its fields
             row, = Pool().get('email.queue').read([id_], names)
@@ -147,13 +147,13 @@ class QueueTestCase(unittest.TestCase):
             Pool().get('email.queue').send_all()
 
     def end_wait_for_login(self):
-        "Let the time be over for which no login is tried"
+        "Let the time be over in which no login is tried"
         with self.transaction() as transaction:
             transaction.connection.cursor().execute(
                 'UPDATE email_queue_server SET next_login = NULL')
 
     def run_cron(self):
-        "Have the scheduler run the job that sends, and no other"
+        "Let the scheduler run the job that sends, and no other job"
         with self.transaction() as transaction:
             t = Table('ir_cron')
             is_it = t.method == 'email.queue|send_all'
@@ -171,7 +171,8 @@ def _plain(value):
 def _are_activated(modules):
     """Return whether the modules can be used as they are.
 
-    activate_module loads them all again, which takes a second for each class.
+    activate_module would load all of them again, which takes a second for each
+    class.
     """
     if DB_NAME not in Pool.database_list() or not db_exist(DB_NAME):
         return False

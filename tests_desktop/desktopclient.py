@@ -18,7 +18,7 @@ PYTHON = ROOT / '.cache' / 'desktop' / 'bin' / 'python'
 DRIVER = Path(__file__).resolve().parent / 'driver.py'
 # What the screen shows when something goes wrong
 FAILURE = ROOT / '.cache' / 'desktop.png'
-# What the toolkit says of a display without desktop around it
+# What the toolkit says of a display without a desktop
 OPTIONAL = re.compile(
     r'Couldn\'t (?:connect to|register with) accessibility bus'
     r'|Failed to register: .*DBus|dconf-WARNING|org\.freedesktop\.DBus'
@@ -26,13 +26,13 @@ OPTIONAL = re.compile(
 
 
 class Desktop:
-    """The client on a display of its own; everything waits until it is there.
+    """The client on a display of its own; every method waits for its result.
 
     Every command of driver.py is a method.
 
-    :param site: the :class:`Site` that it uses.
-    :param login: the user.
-    :param language: of the client until it knows the one of the user.
+    :param site: the :class:`Site` that the client uses.
+    :param login: the login of the user.
+    :param language: the language of the client until it knows the user's.
     """
 
     def __init__(self, site, login='admin', language='en',
@@ -82,7 +82,8 @@ class Desktop:
         os.close(writing)
         with os.fdopen(reading) as file:
             display = f':{file.readline().strip()}'
-        # It maximizes the window, and gives dialogs the size they ask for
+        # The window manager maximizes the window, and gives dialogs the size
+        # that they ask for
         process = subprocess.Popen(
             ['openbox', '--sm-disable'],
             env={**self._home(), 'DISPLAY': display},
@@ -93,7 +94,7 @@ class Desktop:
         return display
 
     def _home(self):
-        "Return an environment in which nobody has settings"
+        "Return an environment without settings of any user"
         return {
             **os.environ,
             'HOME': str(self.directory),
@@ -160,12 +161,12 @@ class Desktop:
             f"form with {values}")
 
     def find(self, text):
-        "Wait until a text is seen, as a part of one"
+        "Wait until a text is seen, as a whole or as a part"
         return self.wait(
             lambda: [t for t in self._command('texts') if text in t], text)[0]
 
     def wait_until_settled(self):
-        "Wait until the picture does not change any more"
+        "Wait until the picture no longer changes"
         last = None
 
         def settled():
@@ -184,7 +185,7 @@ class Desktop:
 
     @property
     def problems(self):
-        "What the client has told of errors, in windows and in its log"
+        "Return the errors that the client has shown in windows and in its log"
         lines = self.log.read_text().splitlines()
         return [
             *self._command('errors'),

@@ -25,7 +25,7 @@ gi.require_version('Gtk', '3.0')
 gi.require_version('Gdk', '3.0')
 from gi.repository import Gdk, Gio, GLib, Gtk  # noqa: E402
 
-# Before an import of the client, which keeps the standard output for itself
+# Before the client is imported, which prints to the standard output
 answers = os.fdopen(os.dup(1), 'w', buffering=1)
 os.dup2(2, 1)
 
@@ -37,12 +37,12 @@ errors = []
 
 
 def record_error(title, details):
-    "Do not show what is wrong with the client itself, but keep it"
+    "Keep an error of the client itself, and do not show it"
     errors.append(f'{title}\n{details}')
 
 
 def descendants(widget, wanted=Gtk.Widget.get_mapped):
-    "Yield the widget and all in it, without those that are not wanted"
+    "Yield the widget and all widgets in it, without the unwanted ones"
     if not wanted(widget):
         return
     yield widget
@@ -53,12 +53,12 @@ def descendants(widget, wanted=Gtk.Widget.get_mapped):
             yield from descendants(child, wanted)
 
 
-# With those that are not on the display, such as the tab of a narrow notebook
+# With widgets that are not on the display, such as a tab of a narrow notebook
 all_of = partial(descendants, wanted=lambda widget: True)
 
 
 def windows():
-    "Return the windows, the one that waits for the user first"
+    "Return the windows; the window that waits for the user comes first"
     mapped = [w for w in Gtk.Window.list_toplevels() if w.get_mapped()]
     return sorted(
         mapped, key=lambda w: not (isinstance(w, Gtk.Dialog) or (
@@ -96,7 +96,7 @@ def menu_view():
 
 
 def screen():
-    "Return the screen of the dialog, else of the tab"
+    "Return the screen of the dialog, or else of the tab"
     holders = [h for h in [page(), Main()] if h]
     dialogs = [d for h in holders for d in reversed(h.dialogs)]
     found = next(iter([*dialogs, *filter(None, [page()])]), None)
@@ -119,7 +119,9 @@ def value_of(record, name):
 
 
 class Commands:
-    "Each returns what JSON can hold, and raises LookupError until it can"
+    """Each method returns what JSON can hold, and raises LookupError until it
+    can
+    """
 
     def password(self, password):
         "Answer the question for the password"
@@ -164,7 +166,7 @@ class Commands:
         Main().menu_toggle()
 
     def tab(self, name):
-        "Open the page of a notebook whose tab starts so"
+        "Open the page of a notebook whose tab begins with the text"
         for notebook in widgets(Gtk.Notebook):
             for number in range(notebook.get_n_pages()):
                 child = notebook.get_nth_page(number)
@@ -185,7 +187,7 @@ class Commands:
         raise LookupError(f"no button {text}")
 
     def tool(self, name):
-        "Use the button of the tool bar that the client calls so"
+        "Use the button of the tool bar that has this name in the client"
         tab = page()
         GLib.idle_add(
             activate, tab.buttons.get(name) or tab.menu_buttons[name])
@@ -227,7 +229,7 @@ class Commands:
         return len(screen().current_view.treeview.get_model())
 
     def columns(self):
-        "Return title and width of the columns of the list that are seen"
+        "Return the titles and widths of the visible columns of the list"
         found = []
         for column in screen().current_view.treeview.get_columns():
             widget = column.get_widget()
@@ -257,7 +259,7 @@ class Commands:
         return list(filter(None, map(text_of, widgets())))
 
     def cut(self):
-        "Return the labels that show not all of their text"
+        "Return the labels of which only a part is visible"
         return [
             w.get_text() for w in widgets(Gtk.Label)
             if w.get_layout().is_ellipsized()]
@@ -285,7 +287,9 @@ class Commands:
         raise LookupError(f"no attachment {name}")
 
     def hidden(self):
-        "Return how much of the window of a wizard has to be scrolled to"
+        """Return how much of the window of a wizard is hidden until it is
+        scrolled
+        """
         dialog, = Main().dialogs or page().dialogs
         adjustment = dialog.scrolledwindow.get_vadjustment()
         return max(adjustment.get_upper() - adjustment.get_page_size(), 0)
@@ -297,7 +301,7 @@ class Commands:
 
     def picture(self, path):
         root = Gdk.get_default_root_window()
-        # Where it shows no help
+        # Where the field shows no help
         pointer = root.get_display().get_default_seat().get_pointer()
         pointer.warp(root.get_screen(), root.get_width() - 1, 0)
         pixels = Gdk.pixbuf_get_from_window(
@@ -326,12 +330,12 @@ def find_row(model, text, of=None):
 
 
 def current_event(current=Gtk.get_current_event):
-    "Return an event also where a command takes the place of the user"
+    "Return an event also if a command does what a user would do"
     return current() or Gdk.Event.new(Gdk.EventType.KEY_PRESS)
 
 
 def open_file(uri, context=None):
-    "Keep what a program of the desktop would be given to open"
+    "Keep what would be given to a program of the desktop"
     path, _ = GLib.filename_from_uri(uri)
     shutil.copy(path, os.environ['OPENED'])
     return True
@@ -361,7 +365,7 @@ def main():
     common.error = common.common.error = record_error
     Gtk.get_current_event = current_event
     Gio.AppInfo.launch_default_for_uri = open_file
-    # Nothing is asked of the network, nothing remembered
+    # Nothing is asked of the network, and nothing is remembered
     CONFIG.defaults.update({
             'client.check_version': False,
             'client.save_tree_width': False,

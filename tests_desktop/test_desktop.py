@@ -8,7 +8,7 @@ from trytond.modules.email_queue.tests_desktop.desktopclient import (
     Desktop, Site)
 from trytond.pool import Pool
 
-# Of the screen without the menu
+# The part of the screen without the menu
 LIST_WIDTH = 1366 - 320
 PDF = b'%PDF-1.7 invoice'
 
@@ -48,7 +48,7 @@ class DesktopTestCase(unittest.TestCase):
             self.site.run_job()
             desktop.tool('reload')
             desktop.wait_for(state='sent')
-            # What is shown must not be taken for a change
+            # Rounded values must not be taken for a change
             desktop.close()
             self.assertEqual(desktop.problems, [])
 
@@ -72,7 +72,7 @@ class DesktopTestCase(unittest.TestCase):
             self.assertEqual(desktop.problems, [])
 
     def test_erase_address(self):
-        "Test the windows of an erasure show all that they say"
+        "Test the windows of an erasure show all of their texts"
         with self.site.transaction():
             self.queue('bob@example.com')
         with Desktop(self.site) as desktop:

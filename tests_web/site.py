@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""A database with the module, served by a trytond for a client of Tryton."""
+"""A database with the module, which a trytond serves to a client of Tryton."""
 import os
 import subprocess
 import sys
@@ -21,20 +21,20 @@ __all__ = ['DATABASE', 'PASSWORD', 'ROOT', 'TIMEOUT', 'Site', 'wait']
 
 DATABASE = 'shop'
 PASSWORD = 'correct horse battery'
-# Where trytond-admin and the others are
+# The directory of trytond-admin and the other programs
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent
-# The web client, where it is
+# The directory of the web client, if it is there
 SAO = ROOT / '.cache' / 'sao' / 'node_modules' / 'tryton-sao'
-TIMEOUT = 60  # seconds
-INTERVAL = .1  # seconds between two looks at a condition
+TIMEOUT = 60  # in seconds
+INTERVAL = .1  # in seconds, between two looks at a condition
 
 
 def wait(condition, what, ignored=()):
     """Wait until the condition holds, and return its value.
 
-    :param what: what there is none of after the time-out.
-    :param ignored: the classes of what it raises until it holds.
+    :param what: what is missing, for the error after the time-out.
+    :param ignored: the classes of exceptions that are ignored meanwhile.
     """
     end = time.monotonic() + TIMEOUT
     error = None
@@ -49,12 +49,12 @@ def wait(condition, what, ignored=()):
 
 
 class Site:
-    """A database on SQLite, served by a trytond.
+    """A database on SQLite, which a trytond serves.
 
-    What it sends goes to a server whose answers are in the addresses.
+    Its emails go to a server whose answers are in the addresses.
 
-    :param modules: what to activate besides email_queue
-    :param language: of the users
+    :param modules: the modules to activate besides email_queue.
+    :param language: the language of the users.
     """
 
     def __init__(self, modules=(), language='en'):
@@ -120,7 +120,7 @@ class Site:
                                 ModelData.get_id(
                                     'email_queue.group_email_queue')])],
                     })
-            # Their wizard would open first
+            # Otherwise the wizard of these modules would open first
             Item.write(Item.search([]), {'state': 'done'})
 
     def _language(self):
@@ -164,7 +164,7 @@ class Site:
             raise RuntimeError(f"{program} failed:\n{process.stdout}")
 
     def run_job(self):
-        "Have the scheduler send what is queued"
+        "Let the scheduler send what is queued"
         with self.transaction():
             Cron = Pool().get('ir.cron')
             Cron.write(

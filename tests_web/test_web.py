@@ -15,7 +15,7 @@ class WebTestCase(unittest.TestCase):
         "Test reading an email that failed and sending it again"
         with Site() as site:
             with site.transaction():
-                # The server refuses it once
+                # The server refuses the email once
                 for to in ['alice', 'rcpt-550x1-5.1.1-no-such-user']:
                     self.order(f'{to}@example.com')
             site.run_job()
@@ -65,7 +65,7 @@ class WebTestCase(unittest.TestCase):
                 browser.select_row("bob@example.com")
                 browser.select_row("carol@example.com")
                 browser.click('.tree-container button', "Send Now")
-                # It is asked for more than one
+                # The client asks before several emails are changed
                 browser.click('.modal button', "Yes")
                 browser.wait_until_idle()
                 browser.open_row("bob@example.com")
@@ -96,7 +96,7 @@ class WebTestCase(unittest.TestCase):
                 self.assertEqual(browser.errors, [])
 
     def test_document(self):
-        "Test the sender of a document finds what became of its email"
+        "Test the sender of a document sees what became of its email"
         with Site() as site:
             user = site.create_user('clara')
             with site.transaction(user):

@@ -20,7 +20,7 @@ __all__ = ['Browser', 'Site']
 
 # What the browser shows when something goes wrong
 FAILURE = ROOT / '.cache' / 'web.png'
-# What the client asks for though it does without
+# What the client requests, although it works without it
 OPTIONAL = re.compile(r'/(locale/en(_US)?\.json|custom\.(css|js)) ')
 FIND = """
     const [selector, text] = arguments;
@@ -39,7 +39,7 @@ VALUES = """
 
 
 class Browser:
-    "A browser with the web client; everything waits until it is there"
+    "A browser with the web client; every method waits for its result"
 
     def __init__(self, url, width=1280, height=800):
         self.url = url
@@ -50,7 +50,7 @@ class Browser:
         options.binary_location = shutil.which('chromium')
         for argument in [
                 '--headless=new',
-                '--no-sandbox',  # which root can not have
+                '--no-sandbox',  # root cannot have a sandbox
                 '--disable-dev-shm-usage',
                 '--hide-scrollbars',
                 '--lang=en-US',
@@ -65,7 +65,7 @@ class Browser:
             service=webdriver.ChromeService(
                 shutil.which('chromedriver'),
                 env={**os.environ, 'TMPDIR': self.directory.name}))
-        # The size of the window would be with its frame
+        # Otherwise the size of the window would include its frame
         self.driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', {
                 'width': self.size[0], 'height': self.size[1],
                 'deviceScaleFactor': 1, 'mobile': False})
@@ -79,7 +79,7 @@ class Browser:
 
     @property
     def errors(self):
-        "What the console has told of errors since it was last asked"
+        "Return the errors in the console since the last call"
         return [
             entry['message'] for entry in self.driver.get_log('browser')
             if entry['level'] == 'SEVERE'
@@ -94,7 +94,7 @@ class Browser:
                 ])
 
     def elements(self, selector, text=''):
-        "Return the visible elements whose text starts so"
+        "Return the visible elements whose text begins with this"
         return self.driver.execute_script(FIND, selector, text)
 
     def find(self, selector, text=''):
@@ -112,7 +112,7 @@ class Browser:
             selector)
 
     def wait_until_idle(self):
-        "Wait until there is nothing that the client still waits for"
+        "Wait until the client no longer waits for anything"
         self.wait(
             lambda: self.driver.execute_script(
                 "return !jQuery.active && !jQuery(':animated').length "
@@ -121,7 +121,7 @@ class Browser:
 
     def login(self, user='admin'):
         self.driver.get(f'{self.url}#{DATABASE}')
-        # It empties the field when it has loaded
+        # The client empties the field when it has loaded
         self.find('#login')
         self.wait_until_idle()
         self.type('#login', user)
@@ -136,7 +136,7 @@ class Browser:
         def click():
             nonlocal last
             rows = self.elements('#menu tr')
-            # An entry can have the name of the one above it
+            # An entry can have the same name as the entry above it
             for row in rows[rows.index(last) + 1 if last else 0:]:
                 if row in self.elements('#menu tr', name):
                     row.click()
@@ -197,7 +197,7 @@ class Browser:
 
     @property
     def values(self):
-        "What the fields of the form show"
+        "Return what the fields of the form show"
         return self.driver.execute_script(VALUES)
 
     def wait_for(self, **values):
