@@ -33,7 +33,8 @@ test: environments
 	@$(PYTHON) tests/run.py $(CHECKS) --pytest="$$PYTEST"
 
 coverage: .venv/stamp postgresql
-	@$(PYTHON) tests/run.py --coverage engine postgresql sqlite modules plain
+	@$(PYTHON) tests/run.py --coverage \
+	    postgresql engine servers modules sqlite plain
 
 test-web: .venv-8.0/stamp .cache/sao/stamp browser
 	@.venv-8.0/bin/pytest -o cache_dir=.cache/pytest/web tests_web $$PYTEST

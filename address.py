@@ -200,6 +200,8 @@ def on_the_wire(address):
     2003, which makes strasse of straße. A domain that cannot be encoded stays
     as it is.
     """
+    if address.isascii():
+        return address
     local, at, domain = address.rpartition('@')
     try:
         return f'{local}{at}{_ascii_domain(domain)}'

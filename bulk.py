@@ -25,7 +25,7 @@ __all__ = ['Bulk', 'batches', 'checked_key']
 # most, so that the memory does not grow with the number of emails. Larger
 # statements are slower, because for each record trytond looks at the ids of
 # all records that are browsed with it.
-ROWS, BYTES = 200, 8 * 2 ** 20
+ROWS, BYTES = 100, 8 * 2 ** 20
 # GIVEN are the fields that have a value in each new email. CHECKED are all
 # fields whose values are checked before the email is created.
 GIVEN = {
@@ -148,7 +148,7 @@ class Bulk:
             return []
         try:
             with without_check_access(), _checked():
-                emails = cls.create(vlist)
+                emails = cls.create(_without_empty(vlist))
         except backend.DatabaseIntegrityError as error:
             if not _key_taken.search(str(error)):
                 raise
@@ -160,7 +160,7 @@ class Bulk:
                 ) from error
         with without_check_access():
             cls.queued(emails)
-        return list(map(int, emails))
+        return _ids(emails)
 
     @classmethod
     def _validate(cls, emails, field_names=None):
@@ -253,6 +253,27 @@ def batches(items):
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _without_empty(vlist):
+    """Return the values of emails without the fields that none of them has.
+
+    A statement takes time for each value that it writes, empty or not. What
+    some of the emails have stays in all of them, because trytond needs a
+    statement for each run of records with the same fields.
+    """
+    used = {
+        name for values in vlist for name, value in values.items()
+        if value is not None}
+    return [
+        {name: value for name, value in values.items() if name in used}
+        for values in vlist]
+
+
+def _ids(records):
+    "Return the ids of new records, without instantiating them on trytond 8.2"
+    ids = getattr(records, 'ids', None)
+    return list(map(int, records)) if ids is None else ids
 
 
 @contextmanager

@@ -83,8 +83,10 @@ def hand_over(client, row, redirect):
         if redirect:
             return _redirect(client, mail, redirect)
         dead = dict(row.dead)
-        outcome = client.deliver(mail._replace(
-                to_addrs=tuple(a for a in mail.to_addrs if a not in dead)))
+        if dead:
+            mail = mail._replace(
+                to_addrs=tuple(a for a in mail.to_addrs if a not in dead))
+        outcome = client.deliver(mail)
         if not outcome.trouble:
             outcome.refused.update(dead)
             outcome.reasons.update(dict.fromkeys(dead, 'dead'))

@@ -35,7 +35,8 @@ def with_events(before, row, outcome):
     :param row: the row as it is recorded.
     :param outcome: the ``smtp.Outcome``, None if the row was not handed over.
     """
-    return row._replace(events=tuple(_events(before, row, outcome)))
+    events = tuple(_events(before, row, outcome))
+    return row._replace(events=events) if events else row
 
 
 def _events(before, row, outcome):

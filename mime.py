@@ -235,9 +235,8 @@ def _encoded(message, data):
     field = str(values[0]) if values else ''
     encoding = ENCODINGS.get(re.split(r'[\s;(]', field.strip())[0].lower())
     is_plain = data.isascii() and b'\0' not in data
-    is_long = any(
-        len(line) > LINE_LENGTH
-        for line in data.replace(b'\r', b'\n').split(b'\n'))
+    is_long = LINE_LENGTH < max(
+        map(len, data.replace(b'\r', b'\n').split(b'\n')))
     if encoding is None:
         # A body in an unknown encoding stays, because it cannot be decoded
         return data, {}

@@ -79,20 +79,21 @@ def after(row, outcome, now, settings, chance=random.random):
 
 def _decided(row, outcome, now):
     "Return the row in the outbox, with what the server has decided"
-    row = row._replace(
-        state='outbox',
-        accepted=join_lines(row.accepted, outcome.accepted),
-        refused=join_lines(row.refused, answer_lines(outcome.refused)),
-        queue_id=_queue_id(row, outcome))
-    if not outcome.decided:
-        return row
-    return row._replace(
-        # *Send Now* has raised the priority for this attempt only
-        priority=row.own_priority or row.priority,
-        own_priority=None,
-        attempts=row.attempts + 1,
-        first_attempt=row.first_attempt or now,
-        suspect=None, suspect_since=None)
+    values = {
+        'state': 'outbox',
+        'accepted': join_lines(row.accepted, outcome.accepted),
+        'refused': join_lines(row.refused, answer_lines(outcome.refused)),
+        'queue_id': _queue_id(row, outcome),
+        }
+    if outcome.decided:
+        values.update(
+            # *Send Now* has raised the priority for this attempt only
+            priority=row.own_priority or row.priority,
+            own_priority=None,
+            attempts=row.attempts + 1,
+            first_attempt=row.first_attempt or now,
+            suspect=None, suspect_since=None)
+    return row._replace(**values)
 
 
 def _given_back(row, now):

@@ -8,9 +8,7 @@ have threads of their own, which do SMTP only.
 import collections
 import dataclasses
 import datetime as dt
-import itertools
 import logging
-import queue
 import threading
 import time
 
@@ -155,13 +153,13 @@ class Sender:
         if self._recorder.is_behind:
             return True
         self._is_blocked = False
-        alone = any(r.crashes >= CRASHES_ALONE for r in self._held.values())
         rows = self._pace.rows()
         # The slot is kept as long as somebody else has locked a row that has
         # to be recorded. So other emails are sent meanwhile, even when the
         # time is over.
         late = self.late and not self._recorder.waits
-        if not (late or alone) and len(self._held) <= rows / 2:
+        if (not late and len(self._held) <= rows / 2
+                and not self._holds_alone()):
             size = sum(r.size for r in self._held.values())
             self._claim(
                 self.store.claim, rows - len(self._held), HELD_SIZE - size)
@@ -170,6 +168,9 @@ class Sender:
             self._claim(self.store.claim_alone)
         return bool(
             self._held or self._is_blocked or self._recorder.waits)
+
+    def _holds_alone(self):
+        return any(r.crashes >= CRASHES_ALONE for r in self._held.values())
 
     def _claim(self, claim, *args):
         try:
@@ -455,25 +456,33 @@ class _Work:
     """
 
     def __init__(self):
-        self._rows = queue.PriorityQueue()
-        self._number = itertools.count(1)
+        self._rows = collections.deque()
+        self._some = threading.Condition()
 
     def put(self, row):
         "Put a row, or None, which ends the thread that gets it"
-        self._rows.put((row is None, next(self._number), row))
+        with self._some:
+            self._rows.append(row)
+            self._some.notify()
 
     def put_back(self, row):
-        self._rows.put((False, -next(self._number), row))
+        with self._some:
+            self._rows.appendleft(row)
+            self._some.notify()
 
     def get(self):
         "Wait for a row and return it, or None"
-        return self._rows.get()[-1]
+        with self._some:
+            while not self._rows:
+                self._some.wait()
+            return self._rows.popleft()
 
     def left(self):
         "Return a row that no session has taken, None where there is none"
-        while not self._rows.empty():
-            if row := self.get():
-                return row
+        with self._some:
+            while self._rows:
+                if row := self._rows.popleft():
+                    return row
 
 
 def _seconds_until(at, now):

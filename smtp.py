@@ -6,6 +6,7 @@ This file knows no database, no pool and no words of servers, which are in
 replies.py. :meth:`Client.deliver` returns all that can become of a message as
 an :class:`Outcome`, and raises nothing.
 """
+import functools
 import logging
 import math
 import os
@@ -934,7 +935,7 @@ class _Session:
             code, more, text = match.groups()
             lines.append(text or b'')
             if more != b'-':
-                return Reply(int(code), _printable(b' '.join(lines)))
+                return _reply_of(code, b' '.join(lines))
         raise _Nonsense("an answer without end")
 
     def _line(self, deadline):
@@ -957,6 +958,16 @@ class _Session:
             self._received += received
         line, _, self._received = self._received.partition(b'\n')
         return line.rstrip(b'\r')
+
+
+@functools.lru_cache(maxsize=100)
+def _reply_of(code, text):
+    """Return the reply of a code and a text as bytes.
+
+    Cached, because a server says the same again and again, and each text is
+    searched for domains.
+    """
+    return Reply(int(code), _printable(text))
 
 
 def _queue_id_of(reply):

@@ -397,9 +397,11 @@ class Store:
         if row.file_id:
             msg = self.Model.msg.load(row.file_id, row.size)
             row = row._replace(msg=msg)
-        # Another tool may have written NULL since the run began
-        return row._replace(
-            attempts=row.attempts or 0, crashes=row.crashes or 0)
+        if None in {row.attempts, row.crashes}:
+            # Another tool may have written NULL since the run began
+            row = row._replace(
+                attempts=row.attempts or 0, crashes=row.crashes or 0)
+        return row
 
     # Suspects
 

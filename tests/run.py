@@ -30,35 +30,44 @@ VENVS = {
     '8.0': ROOT / '.venv-8.0',
     }
 CHECKS = [
-    'engine', 'postgresql', 'sqlite-8.0', 'sqlite', 'modules', 'modules-8.0',
-    'plain', 'flake8', 'isort']
+    'postgresql', 'sqlite-8.0', 'engine', 'servers', 'modules', 'sqlite',
+    'modules-8.0', 'plain', 'flake8', 'isort']
 TESTS = 'trytond.modules.email_queue.tests'
 # These tests need no database, so they run only once
 PLAIN = [
     'test_bounce', 'test_decode', 'test_given', 'test_linear', 'test_message',
     'test_names', 'test_opening', 'test_policy', 'test_smtp', 'test_smtpd']
 # On PostgreSQL these tests take as long as all others, so they run at the same
-# time in a database of their own
+# time, in two databases of their own
 ENGINE = [
-    'test_crash', 'test_fault', 'test_oauth', 'test_operating', 'test_record',
-    'test_send', 'test_sender', 'test_servers', 'test_store', 'test_worker']
+    'test_crash', 'test_operating', 'test_record', 'test_store', 'test_worker']
+SERVERS = [
+    'test_fault', 'test_oauth', 'test_send', 'test_sender', 'test_servers']
+# What mail servers and endpoints say does not depend on the database, so these
+# tests do not run on SQLite
+ANSWERS = ['test_fault', 'test_oauth']
 # The tests run on PostgreSQL with trytond 8.2 and on SQLite with 8.0, so that
 # each database and each series is tested. These modules test what only the
 # other pairs could break.
 PAIR = [
     'test_database', 'test_module', 'test_sender', 'test_store']
-# What mail servers and endpoints say does not depend on the database, so these
-# tests do not run on SQLite
-SERVERS = ['test_fault', 'test_oauth']
+# These run on SQLite with both series and not on PostgreSQL, because who may
+# call what is decided before the database is asked, and a catalogue is
+# compared with the code
+SERIES = ['test_border', 'test_locale']
 # The modules whose emails are captured
 OWN_MODULES = [f'{TESTS}.test_inbound', f'{TESTS}.test_modules']
-# Their own tests, run while their emails are captured
+# Their own tests, run while their emails are captured. test_module needs
+# further modules, too, which take long to be activated on PostgreSQL.
 MODULES = OWN_MODULES + [
+    f'{TESTS}.test_module',
     'trytond.modules.account_dunning_email.tests',
     'trytond.modules.marketing_email.tests',
     'trytond.modules.notification_email.tests',
     'trytond.modules.web_user.tests',
     ]
+# What an activated database depends on
+CODE = ['*.py', '*.xml', 'tryton.cfg', 'view/*', 'locale/*']
 OUTCOMES = {
     'passed': 'passed',
     'xpassed': 'passed',
@@ -159,12 +168,12 @@ class Tests(Check):
         bin_ = venv / 'bin'
         command = [
             bin_ / 'pytest', '-o', f'cache_dir={CACHE / "pytest" / name}',
-            *options, *self.arguments]
+            '-p', f'{TESTS}.prepared', *options, *self.arguments]
         if coverage:
             command = [
                 bin_ / 'coverage', 'run', '--data-file', coverage, *command]
 
-        self.db_cache = db_cache(name, venv)
+        backend = uri.partition(':')[0]
         databases = directory / f'{name}.databases'
         databases.mkdir()
         environ = {
@@ -177,15 +186,10 @@ class Tests(Check):
             TRYTOND_DATABASE__URI=uri,
             TRYTOND_DATABASE__PATH=str(databases),
             DB_NAME=':memory:' if uri.startswith('sqlite') else self.database,
-            DB_CACHE=str(self.db_cache),
+            DB_BASE=str(db_cache(f'{backend}-{series}-base', venv, [])),
+            DB_CACHE=str(db_cache(f'{backend}-{series}', venv, CODE)),
             **self.settings)
         super().__init__(name, command, directory, environ)
-
-    def kill(self):
-        # A database that was being saved into the cache is incomplete
-        if self.process and self.process.poll() is None:
-            shutil.rmtree(self.db_cache, ignore_errors=True)
-        super().kill()
 
     @property
     def counts(self):
@@ -205,9 +209,11 @@ class Tests(Check):
         return summary(self.counts)
 
 
-class BesideEngineTests(Tests):
+class PostgreSQLTests(Tests):
     arguments = [
-        *(f'--ignore-glob=*/{name}.py' for name in ENGINE), *Tests.arguments]
+        *(f'--ignore-glob=*/{name}.py'
+            for name in ['test_module', *ENGINE, *SERVERS, *SERIES]),
+        *Tests.arguments]
 
 
 class EngineTests(Tests):
@@ -215,13 +221,19 @@ class EngineTests(Tests):
     database = 'engine'
 
 
+class ServersTests(Tests):
+    arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in SERVERS)]
+    database = 'servers'
+
+
 class SQLiteTests(Tests):
     arguments = [
-        *(f'--ignore-glob=*/{name}.py' for name in SERVERS), *Tests.arguments]
+        *(f'--ignore-glob=*/{name}.py' for name in ANSWERS), *Tests.arguments]
 
 
 class PairTests(Tests):
-    arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in PAIR)]
+    arguments = [
+        '--pyargs', *(f'{TESTS}.{name}' for name in [*PAIR, *SERIES])]
 
 
 class PlainTests(Tests):
@@ -238,12 +250,12 @@ class OwnModulesTests(ModulesTests):
     arguments = ['-p', f'{TESTS}.captured', '--pyargs', *OWN_MODULES]
 
 
-def db_cache(name, venv):
-    """Return the directory for databases that were activated with this very
-    code
+def db_cache(name, venv, patterns):
+    """Return the directory for databases that were activated with these very
+    files and with the modules of a virtual environment
     """
     digest = hashlib.sha256(str((venv / 'stamp').stat().st_mtime_ns).encode())
-    for pattern in ['*.py', '*.xml', 'tryton.cfg', 'view/*', 'locale/*']:
+    for pattern in patterns:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(str(path).encode())
             digest.update(path.read_bytes())
@@ -286,9 +298,9 @@ def parse_args():
         help="trace the tests with trytond 8.2, which then take half as long "
         "again")
     parser.add_argument(
-        '--jobs', type=int, default=(os.cpu_count() or 1) + 1,
-        help="how many checks to run at once (default: %(default)s: one more "
-        "than there are cores, because tests wait for servers)")
+        '--jobs', type=int, default=(os.cpu_count() or 1) + 2,
+        help="how many checks to run at once (default: %(default)s: two more "
+        "than there are cores, because two checks wait most of the time)")
     args = parser.parse_args()
     if unknown := set(args.checks) - set(CHECKS):
         parser.error(f"no such check: {', '.join(unknown)}")
@@ -312,20 +324,22 @@ def main():
         coverage = directory / '.coverage' if args.coverage else None
         traced = {'options': options, 'coverage': coverage}
         on_server = {}
-        if {'postgresql', 'engine', 'modules'} & set(chosen):
+        if {'postgresql', 'engine', 'servers', 'modules'} & set(chosen):
             server = stack.enter_context(PostgreSQL())
             # For pg_dump and pg_restore, which trytond calls
             os.environ['PATH'] = os.pathsep.join(
                 [str(server.bin), os.environ['PATH']])
             on_server['uri'] = server.uri
-        # The checks that take longest come first
+        # The checks that take longest come first; of these, engine and servers
+        # wait for other processes more than they compute
         for name, class_, keywords in [
-                ('engine', EngineTests, traced | on_server),
-                ('postgresql', BesideEngineTests, traced | on_server),
+                ('postgresql', PostgreSQLTests, traced | on_server),
                 ('sqlite-8.0', SQLiteTests, {
                         'series': '8.0', 'options': options}),
-                ('sqlite', PairTests, traced),
+                ('engine', EngineTests, traced | on_server),
+                ('servers', ServersTests, traced | on_server),
                 ('modules', ModulesTests, traced | on_server),
+                ('sqlite', PairTests, traced),
                 ('modules-8.0', OwnModulesTests, {
                         'series': '8.0', 'options': options}),
                 ('plain', PlainTests, traced)]:

@@ -283,7 +283,7 @@ class ButtonTestCase(RPCTestCase):
             # These recipients have the email already
             self.assertEqual(self.read(id_, 'accepted'), 'jane@example.com')
             self.assertEqual(
-                self.read(id_, 'write_uid').id, self.postmaster.id)
+                self.read(id_, 'write_uid'), self.postmaster.id)
 
     def insist(self, button, *ids):
         "Press a button that warns first"

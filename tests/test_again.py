@@ -115,7 +115,7 @@ class SendAgainTestCase(AgainTestCase):
         self.assertNotEqual(
             self.read(again, 'message_id'), self.read(id_, 'message_id'))
         self.assertEqual(
-            self.read(again, 'create_uid').id, self.postmaster.id)
+            self.read(again, 'create_uid'), self.postmaster.id)
         # Each of the two emails names the other
         row, = self.postmaster.queue('read', [id_], ['again'])
         self.assertEqual(list(row['again']), [again])

@@ -728,7 +728,7 @@ class TestEmailTestCase(RPCTestCase):
         self.assertEqual(
             self.read(id_, 'from_addr', 'to_addrs', 'state'),
             ['tryton@example.com', 'postmaster@example.com', 'outbox'])
-        self.assertEqual(self.read(id_, 'create_uid').id, self.postmaster.id)
+        self.assertEqual(self.read(id_, 'create_uid'), self.postmaster.id)
         self.send_all()
         mail, = self.server.received
         self.assertEqual(mail.to_addrs, ('postmaster@example.com',))

@@ -48,7 +48,7 @@ class HeldByOthersTestCase(ProcessTestCase):
             os.kill(pid, signal.SIGKILL)
 
     def test_memory(self):
-        size, count = 20 * 1024 * 1024, 25
+        size, count = 20 * 1024 * 1024, 12
         self.server.keep = False
         self.addCleanup(setattr, self.server, 'keep', True)
         id_ = self.queue(msg=b'Subject: Big\r\n\r\n' + (

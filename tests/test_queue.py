@@ -185,7 +185,7 @@ class CallerTestCase(DeliveryTestCase):
                     ]:
                 with self.assertRaises(AccessError):
                     method(*args)
-        self.assertEqual(self.read(mail.id, 'create_uid').id, user.id)
+        self.assertEqual(self.read(mail.id, 'create_uid'), user.id)
         self.deliver(mail.id, message.id)
 
     def delete_user(self, id_):
@@ -1015,7 +1015,7 @@ class ResourceTestCase(DeliveryTestCase):
         for resource in [user, 'res.user,1', 'res.user,01', str(user)]:
             with self.subTest(resource=resource):
                 id_ = self.queue(resource=resource)
-                self.assertEqual(str(self.read(id_, 'resource')), 'res.user,1')
+                self.assertEqual(self.read(id_, 'resource'), 'res.user,1')
                 self.deliver(id_)
 
     def test_search(self):

@@ -417,21 +417,20 @@ class SendTroubleTestCase(QueueTestCase):
 
     def troubled(self, heal, words, count=12, server=None):
         server = server or self.server
-        ids = [self.queue(f'r{i}@example.com') for i in range(count)]
+        ids = self.queue_many(count)
         for _ in range(4):
             self.write(*ids, scheduled_at=dt.datetime.now())
             self.run_cron()
-        for id_ in ids:
-            self.assertEqual(
-                self.read(id_, 'state', 'attempts', 'crashes'),
-                ['outbox', 0, 0])
+        self.assertEqual(
+            self.rows('state', 'attempts', 'crashes'),
+            [('outbox', 0, 0)] * count)
         (state, message), = self.errors()
         self.assertEqual(state, 'open')
         self.assertRegex(message, words)
         heal()
         self.write(*ids, scheduled_at=dt.datetime.now())
         self.run_cron()
-        self.assertEqual({self.read(i, 'state') for i in ids}, {'sent'})
+        self.assertEqual(self.states(), {'sent': count})
         self.assertEqual(len(server.received), count)
 
     def test_unreachable(self):
@@ -497,7 +496,7 @@ class SendTroubleTestCase(QueueTestCase):
             self.assertEqual(self.read(id_, 'state'), 'sent')
 
     def test_login_fails_after_good_messages(self):
-        ids = [self.queue(f'r{i}@example.com') for i in range(105)]
+        self.queue_many(105)
         with Server(
                 auth=('jane', 'secret'),
                 fail_after={100: {'auth': '535 5.7.8 no'}}) as server, \
@@ -506,14 +505,14 @@ class SendTroubleTestCase(QueueTestCase):
             for _ in range(4):
                 self.run_cron()
                 self.assertEqual(
-                    [self.read(i, 'state', 'attempts') for i in ids],
-                    [['sent', 1]] * 100 + [['outbox', 0]] * 5)
+                    self.rows('state', 'attempts'),
+                    [('sent', 1)] * 100 + [('outbox', 0)] * 5)
             (_, message), = self.errors()
             self.assertRegex(message, '535')
             server.script.clear()
             self.end_wait_for_login()
             self.run_cron()
-            self.assertEqual({self.read(i, 'state') for i in ids}, {'sent'})
+            self.assertEqual(self.states(), {'sent': 105})
             self.assertEqual(len(server.received), 105)
 
     @unittest.skipUnless(shutil.which('openssl'), "it makes the certificates")

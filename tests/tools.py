@@ -132,8 +132,9 @@ class QueueTestCase(unittest.TestCase):
     def read(self, id_, *names):
         "Return values of a committed record"
         with self.transaction(readonly=True):
-            email = Pool().get('email.queue')(id_)
-            values = [getattr(email, name) for name in names]
+            # A record would read all of its fields
+            row, = Pool().get('email.queue').read([id_], names)
+            values = [row[name] for name in names]
         return values[0] if len(names) == 1 else values
 
     def write(self, *ids, **values):
