@@ -1039,7 +1039,7 @@ class EmailQueue(
                 with Transaction().set_context(email_queue_task=True):
                     cls.send_all()
         except EmailQueueError as error:
-            logger.info("left to the scheduled job: %s", error)
+            logger.info("an error is left to the scheduled job: %s", error)
 
     def send(self, smtp_server=None):
         """Send this committed email now, whatever its due time.

@@ -148,8 +148,8 @@ def _enough_connections(servers):
     allowed = config.getint('database', 'maxconn', default=64)
     if allowed < needed:
         logger.warning(
-            "one server after another is sent to: maxconn is %d, "
-            "for %d servers side by side %d are needed",
+            "sending to one server after another: maxconn is %d, "
+            "but %d servers side by side need %d",
             allowed, servers, needed)
     return allowed >= needed
 

@@ -268,7 +268,7 @@ class Sender:
         try:
             return question(self.store, self.result.known, *args)
         except self.store.Error:
-            logger.debug("cannot ask of suspects", exc_info=True)
+            logger.debug("cannot ask about suspects", exc_info=True)
             return False
 
     def _trouble(self, words, lasting):
@@ -379,7 +379,7 @@ class Sender:
         except self.store.Error:
             # Not raised, because the sender may be stopping just because its
             # connection is lost
-            logger.debug("no connection", exc_info=True)
+            logger.debug("cannot keep the slot", exc_info=True)
 
     # The following methods run in the threads of the sessions
 

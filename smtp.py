@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """Talks SMTP: sessions and SMTP transactions.
 
-This file knows no database, no pool and no words of servers, which are in
+This file knows no database, no pool and no words of refusals, which are in
 replies.py. :meth:`Client.deliver` returns all that can become of a message as
 an :class:`Outcome`, and raises nothing.
 """

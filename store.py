@@ -554,7 +554,7 @@ class Store:
                 # Not raised, because putting the rows back matters more than
                 # their history
                 logger.warning(
-                    "the history does not tell what was put back",
+                    "the history lacks the emails that were put back",
                     exc_info=True)
         forget(Transaction())
 
