@@ -326,7 +326,7 @@ class DocTestCase(QueueTestCase):
                 f"after {sender.HELD_SIZE // mib} MiB of messages",
                 f"used the connection for {sender.FENCE_SECONDS} seconds",
                 f"{smtp.OPENING_STEPS * smtp.REPLY_LINES} lines of "
-                f"{smtp.LINE_LENGTH // kib} KiB",
+                f"{smtp.REPLY_LINE_LENGTH // kib} KiB",
                 f"larger than {smtp.SLICE_SIZE // kib} KiB",
                 f"{oauth.ANSWER_SIZE // kib} KiB and "
                 f"{oauth.ENDPOINT_SECONDS} seconds",
