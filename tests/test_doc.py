@@ -314,7 +314,7 @@ class DocTestCase(QueueTestCase):
         self.assertEqual(len(set(words)), len(words))
 
     def test_numbers(self):
-        "Test the design has the numbers of the code"
+        "Test the design and the reference have the numbers of the code"
         design = words((DOC / 'design.rst').read_text('utf-8'))
         mib, kib = 2 ** 20, 2 ** 10
         for text in [
@@ -334,6 +334,14 @@ class DocTestCase(QueueTestCase):
                 ]:
             with self.subTest(text):
                 self.assertIn(text.lower(), design)
+        reference = words((DOC / 'reference.rst').read_text('utf-8'))
+        for text in [
+                f"at most {bulk.ROWS} tuples are read",
+                f"with up to {bulk.ROWS} emails each time",
+                f"at most {bulk.KEY_LENGTH} characters",
+                ]:
+            with self.subTest(text):
+                self.assertIn(text.lower(), reference)
 
     def test_tables(self):
         "Test no first cell of a simple table goes on in a row of its own"
