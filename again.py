@@ -65,7 +65,7 @@ class Again:
                         'scheduled_at': utc_now(),
                         'again_of': email.id,
                         }])
-        cls.events.get_target().tell(
+        cls.events.get_target().add_events(
             'sent_again', lambda t: t.id == email.id,
             recipients='\n'.join(again.to_addrs.split(', ')),
             words=message_id)

@@ -152,9 +152,9 @@ class Bulk:
         except backend.DatabaseIntegrityError as error:
             if not _key_taken.search(str(error)):
                 raise
-            # Another transaction has queued the email since this one began.
-            # trytond repeats a transaction that ends in an operational error,
-            # and the repeated one finds the email.
+            # Another transaction has queued the email since this transaction
+            # began. trytond repeats a transaction that ends in an operational
+            # error, and then finds the email.
             raise backend.DatabaseOperationalError(
                 "an email with the same key was queued at the same time"
                 ) from error

@@ -1,6 +1,6 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""Check step by step whether a server takes emails, without sending one.
+"""Checks step by step whether a server takes emails, without sending any.
 
 The wizard of this file shows the steps, or queues a test email.
 """
@@ -152,10 +152,10 @@ def _stripped(uri, scheme):
 
 def _greeting(name, client, advice):
     client.timeout = min(client.timeout, TIMEOUT)
-    told = client.probe()
-    if isinstance(told, Trouble):
-        raise _bad(name, told.words, advice)
-    return told
+    found = client.probe()
+    if isinstance(found, Trouble):
+        raise _bad(name, found.words, advice)
+    return found
 
 
 def _reached(uri):
@@ -272,7 +272,7 @@ def monitor(database, server=None):
     """Return the result of the command that checks a server.
 
     :param database: the name of the database.
-    :param server: the name of the server, None for the default one.
+    :param server: the name of the server, None for the default server.
     :return: the exit status, 0 or 2, and the lines to print.
     """
     with opened(database, 'email.queue') as EmailQueue:

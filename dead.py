@@ -212,7 +212,9 @@ class Addresses:
         try:
             return function(*args, **keywords)
         except Exception:
-            logger.info("nothing is learned of addresses", exc_info=True)
+            logger.info(
+                "cannot read or write what is known of addresses",
+                exc_info=True)
 
     def look_up(self, rows):
         "Return the rows, each with its recipients that are not tried (dead)"

@@ -93,7 +93,7 @@ class EmailQueue(
     to_addrs = fields.Char(
         "Recipients", required=True, readonly=True,
         help="The recipients of the envelope, separated by commas.")
-    msg = files.Message(
+    msg = files.MessageField(
         "Message", filename='filename', readonly=True,
         to_filestore=settings.at_start('filestore'),
         store_prefix=settings.at_start('store_prefix'),
@@ -101,7 +101,7 @@ class EmailQueue(
             'invisible': Bool(Eval('content')),
             },
         help="The message exactly as it is sent.")
-    file_id = files.FileID("File ID", readonly=True)
+    file_id = files.FileIDField("File ID", readonly=True)
     content = fields.Function(
         fields.Selection([
                 (None, ""),
@@ -1039,7 +1039,7 @@ class EmailQueue(
                 with Transaction().set_context(email_queue_task=True):
                     cls.send_all()
         except EmailQueueError as error:
-            logger.info("left to the scheduled job: %s", error)
+            logger.info("an error is left to the scheduled job: %s", error)
 
     def send(self, smtp_server=None):
         """Send this committed email now, whatever its due time.
@@ -1171,7 +1171,7 @@ class EmailQueue(
                 })
         for email, values in cls._on_behalf(emails):
             cls.write([email], values)
-        cls._tell('retried', emails)
+        cls._add_events('retried', emails)
         cls._push(emails)
 
     @classmethod
@@ -1230,7 +1230,7 @@ class EmailQueue(
     @ModelView.button
     @transition('cancelled')
     def cancel(cls, emails):
-        cls._tell('cancelled', emails)
+        cls._add_events('cancelled', emails)
 
     @classmethod
     @ModelView.button
@@ -1281,11 +1281,11 @@ class EmailQueue(
                 transaction.timestamp.pop(str(email), None)
 
     @classmethod
-    def _tell(cls, kind, emails):
+    def _add_events(cls, kind, emails):
         "Add what the user does with ``emails`` to their history"
         ids = list(map(int, emails))
         if ids:
-            cls.events.get_target().tell(
+            cls.events.get_target().add_events(
                 kind, lambda t: fields.SQL_OPERATORS['in'](t.id, ids))
 
 

@@ -78,7 +78,7 @@ class Event(ModelSQL, ModelView):
             raise AccessError(gettext('email_queue.msg_modification'))
 
     @classmethod
-    def tell(cls, kind, where, recipients=None, words=None):
+    def add_events(cls, kind, where, recipients=None, words=None):
         """Add an event of the current user to the history of emails.
 
         One statement adds the events of all emails.

@@ -16,8 +16,8 @@ class ArgumentError(EmailQueueError):
     """An argument cannot be used, and nothing has been done.
 
     ``argument`` is its name, and ``value`` the wrong part of its value, as
-    text. ``index`` is the position of the email among those of
-    ``queue_mails``, from 0, and otherwise None.
+    text. ``index`` is the position of the email (from 0) in the argument of
+    ``queue_mails``, otherwise None.
     """
 
     def __init__(self, message, argument, value, index=None):

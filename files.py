@@ -17,7 +17,7 @@ from trytond.model import fields
 from trytond.pool import Pool
 from trytond.transaction import Transaction
 
-__all__ = ['FileID', 'Message', 'purge']
+__all__ = ['FileIDField', 'MessageField', 'purge']
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
@@ -27,14 +27,14 @@ BATCH = 1000
 FOLDER = 'email_queue'
 
 
-class FileID(fields.Char):
+class FileIDField(fields.Char):
     "The id of the file of a message; hidden if the message is sensitive"
 
     def sql_column(self, tables, Model):
         return _unless_sensitive(tables, super().sql_column(tables, Model))
 
 
-class Message(fields.Binary):
+class MessageField(fields.Binary):
     """A message, which is written to the filestore if ``to_filestore`` is set.
 
     It is read from where it is. The ORM reads a sensitive message for nobody,

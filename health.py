@@ -166,20 +166,20 @@ class Health(ModelSQL):
             # that sends
             incomplete.complete(
                 Pool().get('email.queue'), utc_now())
-            original.tell()
+            original.notify_held()
             numbers = cls.measure()
             # While sending is switched off, nothing counts as late
             late = numbers.late and identity.may_send()
-            told = cls.search([])
-            if told and not late:
-                cls.delete(told)
-            elif late and not told and cls._tell(numbers):
+            notified = cls.search([])
+            if notified and not late:
+                cls.delete(notified)
+            elif late and not notified and cls._notify(numbers):
                 cls.create([{}])
 
     @classmethod
-    def _tell(cls, numbers):
+    def _notify(cls, numbers):
         "Notify users, and return whether there was anybody to notify"
-        return notification.tell(
+        return notification.notify_of_queue(
             cls.watchers(), 'msg_late_label', 'msg_late', numbers.due,
             number=numbers.due, minutes=numbers.age // 60)
 

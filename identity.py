@@ -208,7 +208,7 @@ def _cancel():
     t = Pool().get('email.queue').__table__()
     cursor = transaction.connection.cursor()
     Event = Pool().get('email.queue.event')
-    Event.tell('cancelled', lambda t: t.state.in_(WAITING))
+    Event.add_events('cancelled', lambda t: t.state.in_(WAITING))
     cursor.execute(*t.update(
             [t.state, t.slot, t.write_date, t.write_uid],
             ['cancelled', Null, utc_now(), transaction.user],

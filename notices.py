@@ -193,10 +193,10 @@ class Notices:
                     gone[address.lower()] = recipient.words, email.id
         if bounced:
             cls._refuse(email, bounced)
-            cls._tell_once(email, about('bounced', bounced))
+            cls._add_event_once(email, about('bounced', bounced))
             Pool().get('email.queue.address').learn(gone, refused=False)
         if delayed:
-            cls._tell_once(email, about('delayed', delayed))
+            cls._add_event_once(email, about('delayed', delayed))
         return bool(bounced)
 
     @classmethod
@@ -230,7 +230,7 @@ class Notices:
             raise _busy(email)
 
     @classmethod
-    def _tell_once(cls, email, event):
+    def _add_event_once(cls, email, event):
         "Add an event to the history, unless it is full or says the same"
         Event = cls.events.get_target()
         t = Event.__table__()
@@ -248,7 +248,7 @@ class Notices:
                     & (t.words == event.words), limit=1))
             if cursor.fetchone():
                 return
-        Event.tell(
+        Event.add_events(
             event.kind, lambda t: t.id == email.id,
             recipients=event.recipients, words=event.words)
 

@@ -10,7 +10,7 @@ from trytond.pool import Pool
 from trytond.tools import grouped_slice
 from trytond.transaction import Transaction, check_access, without_check_access
 
-__all__ = ['notify', 'tell']
+__all__ = ['notify', 'notify_of_queue']
 
 MODEL = 'email.queue'
 METHOD = 'email.queue|send_all'
@@ -71,7 +71,7 @@ def _failed(Model, ids):
     return count, by_user
 
 
-def tell(users, label, words, n, **variables):
+def notify_of_queue(users, label, words, n, **variables):
     """Notify users of something about the queue.
 
     :param label: the name of the module's message for the label.

@@ -28,7 +28,7 @@ from .recipients import join_lines
 from .tools import database_time
 from .words import printable
 
-__all__ = ['Held', 'convert', 'recipients_of', 'tell', 'values_of']
+__all__ = ['Held', 'convert', 'notify_held', 'recipients_of', 'values_of']
 logger = logging.getLogger(__name__)
 
 MODULE = 'email_queue'
@@ -406,13 +406,13 @@ def _retire(ids):
 # Telling
 
 
-def tell():
+def notify_held():
     "Notify the administrators once how many emails an update holds back"
     pool = Pool()
     Held = pool.get('email.queue.held')
     held = Held.search([])
     number = sum(h.number for h in held)
-    if held and notification.tell(
+    if held and notification.notify_of_queue(
             _administrators(), 'msg_held_label', 'msg_held', number,
             number=number):
         Held.delete(held)

@@ -33,7 +33,7 @@ ALIKE, ALIKE_AFTER_ACCEPTED = 2, 10
 SUSPECT_DELAYS = dt.timedelta(minutes=5), dt.timedelta(minutes=40)
 # A suspect fails after this time if the server has neither accepted any
 # message since then nor refused another message in the same way
-ALONE = dt.timedelta(hours=1)
+ONLY_SUSPECT_LIMIT = dt.timedelta(hours=1)
 LOGIN_DELAY_MAX = dt.timedelta(minutes=15)
 # While the server wants messages more slowly: the longest pause of all
 # sessions, and the longest interval between two messages, in seconds
@@ -178,18 +178,18 @@ def _ended(row, reason, error):
         reason=reason, error=error)
 
 
-def suspected(row, outcome, now, settings, alone, chance=random.random):
+def suspected(row, outcome, now, settings, is_only, chance=random.random):
     """Return ``row`` as it is recorded while the server may be at fault.
 
     The row stays in the outbox and no attempt is counted.
 
     :param outcome: the ``smtp.Outcome`` with a ``refusal``.
-    :param alone: whether no other message was refused in the same way. If so,
-        a message that the server has deferred is deferred as always, and a
+    :param is_only: whether no other message was refused in the same way. If
+        so, a message that the server has deferred is deferred as always, and a
         message that the server has refused for good fails after an hour.
     """
     since = row.suspect_since or now
-    if alone and not (outcome.refused and now - since < ALONE):
+    if is_only and not (outcome.refused and now - since < ONLY_SUSPECT_LIMIT):
         row = after(row, outcome, now, settings, chance)
         if row.state == 'outbox':
             # Kept, so that a later refusal can be compared with it

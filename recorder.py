@@ -218,7 +218,7 @@ class Recorder:
         "Take the slot again, so that the outcomes can be recorded"
         if not self._store.slot.reconnect() and self._rows:
             logger.error(
-                "another sender has taken over: the emails %s may be sent "
+                "another sender has taken the slot: the emails %s may be sent "
                 "again", _ids(self._rows))
             self._rows.clear()
             self._locked.clear()
@@ -301,7 +301,7 @@ class Recorder:
         except self._store.Error:
             logger.exception("the next run will recover the emails")
         logger.error(
-            "gave up to record the emails %s",
+            "gave up recording the emails %s",
             _ids(row.id for row in rows))
 
 

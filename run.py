@@ -139,7 +139,7 @@ def run(Model):
             Model, names, run_time, TASK_SECONDS if is_task else run_time)
     else:
         errors += _in_turn(Model, names, run_time)
-    _tell(errors)
+    _raise_first(errors)
 
 
 def _enough_connections(servers):
@@ -148,8 +148,8 @@ def _enough_connections(servers):
     allowed = config.getint('database', 'maxconn', default=64)
     if allowed < needed:
         logger.warning(
-            "one server after another is sent to: maxconn is %d, "
-            "for %d servers side by side %d are needed",
+            "sending to one server after another: maxconn is %d, "
+            "but %d servers side by side need %d",
             allowed, servers, needed)
     return allowed >= needed
 
@@ -177,7 +177,7 @@ def _missing(Model, names):
         for name in missing]
 
 
-def _tell(errors):
+def _raise_first(errors):
     "Raise the first error, and report the others as the scheduler does"
     # Unexpected errors first, because the scheduler retries a run after them
     errors.sort(key=lambda e: isinstance(e, EmailQueueError))
@@ -299,7 +299,7 @@ def _send_due(Model, server, deadline):
     except NotRecorded as error:
         raise _record_error(error) from error
     finally:
-        _tell_failed(Model, failed)
+        _call_hook(Model, failed)
 
 
 def _record_error(error):
@@ -330,7 +330,7 @@ def _server_name(server):
     return f'{server} ({name})' if server else name
 
 
-def _tell_failed(Model, failed):
+def _call_hook(Model, failed):
     try:
         if failed:
             Model.run_finished(failed)
@@ -443,8 +443,8 @@ def _judged(store, row, outcome, settings):
     known = recall(store)
     if row.suspect_since and accepted_since(store, known, row.suspect_since):
         return after(row, outcome, now, settings)
-    alone = not has_equal_suspect(store, known, row, outcome.refusal)
-    return suspected(row, outcome, now, settings, alone)
+    is_only = not has_equal_suspect(store, known, row, outcome.refusal)
+    return suspected(row, outcome, now, settings, is_only)
 
 
 def _send_row(Model, row, settings, smtp):

@@ -116,7 +116,7 @@ class Sender:
             settings.connections, known.sessions,
             seconds=_seconds_until(known.more_sessions, store.now()),
             first=bool(known.refused_logins))
-        self._accepted = 0
+        self._accepted_count = 0
         self._threads = [
             threading.Thread(target=self._serve, daemon=True)
             for _ in range(settings.connections)]
@@ -268,7 +268,7 @@ class Sender:
         try:
             return question(self.store, self.result.known, *args)
         except self.store.Error:
-            logger.debug("cannot ask of suspects", exc_info=True)
+            logger.debug("cannot ask about suspects", exc_info=True)
             return False
 
     def _trouble(self, words, lasting):
@@ -309,13 +309,13 @@ class Sender:
         "Record the suspects, whose fault the run has not found out"
         now, result = self.store.now(), self.result
         for pairs in self._suspects.release():
-            alone = len(pairs) == 1
+            is_only = len(pairs) == 1
             for row, outcome in pairs:
-                alone = alone and (result.accepted or not self._ask(
+                is_only = is_only and (result.accepted or not self._ask(
                         has_equal_suspect, row, outcome.refusal))
-                after_ = suspected(row, outcome, now, self._settings, alone)
+                after_ = suspected(row, outcome, now, self._settings, is_only)
                 self._record(row, after_, outcome)
-            if not alone:
+            if not is_only:
                 result.stopped_early = True
                 result.trouble = (
                     result.trouble or self._first_words(pairs[0][1]))
@@ -379,7 +379,7 @@ class Sender:
         except self.store.Error:
             # Not raised, because the sender may be stopping just because its
             # connection is lost
-            logger.debug("no connection", exc_info=True)
+            logger.debug("cannot keep the slot", exc_info=True)
 
     # The following methods run in the threads of the sessions
 
@@ -393,7 +393,7 @@ class Sender:
 
     def _hand_over(self, client, row):
         "Hand over a row and put its outcome, or leave it to another session"
-        accepted, overtaken = self._accepted, 0
+        accepted, overtaken = self._accepted_count, 0
         while self._may_send(row):
             self._sessions.tries(client)
             outcome = hand_over(client, row, self._settings.redirect)
@@ -412,14 +412,14 @@ class Sender:
                 # that no session hands over another message
                 self._halt()
             if outcome.accepted:
-                self._accepted += 1
+                self._accepted_count += 1
                 self._throttle.accepted()
             if not _is_too_fast(outcome):
                 self._gate.put(row.id, outcome)
                 return
             self._throttle.slow_down()
-            overtaken += self._accepted > accepted
-            accepted = self._accepted
+            overtaken += self._accepted_count > accepted
+            accepted = self._accepted_count
             if overtaken >= OVERTAKEN:
                 self._gate.put(row.id, outcome)
                 return

@@ -23,8 +23,8 @@ info = config['tryton']
 version = info['version']
 major, minor = map(int, version.split('.')[:2])
 
-# One code for two series: the requirement on trytond is wider than the usual
-# one, which is the series of the version.
+# The requirement on trytond is wider than usual, because the same code is for
+# two series.
 requires = [
     'idna',
     'lxml',
@@ -38,7 +38,7 @@ for module in names(info.get('depends', '')):
             f'trytond_{module} >= {major}.{minor}, < {major}.{minor + 1}')
 
 setup(
-    # So that this file is not taken for one of the package's modules
+    # Named, so that setuptools does not take this file for a module
     script_name='setup.py',
     name=f'trytond_{MODULE}',
     version=version,
@@ -46,7 +46,7 @@ setup(
     long_description=(DIRECTORY / 'README.rst').read_text('utf-8'),
     long_description_content_type='text/x-rst',
     author="The email_queue developers",
-    # As of the commits
+    # The address of the commits
     author_email='maintainers@users.noreply.r-seed-b365acb7.example',
     project_urls={
         'forum': 'https://www.tryton.org/forum',
@@ -86,7 +86,7 @@ setup(
     python_requires='>=3.10',
     install_requires=requires,
     extras_require={
-        # Those whose emails are captured
+        # The modules whose emails are captured
         'modules': [
             'trytond_account_dunning_email >= 8.0, < 8.3',
             'trytond_inbound_email >= 8.0, < 8.3',

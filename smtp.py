@@ -2,7 +2,7 @@
 # this repository contains the full copyright notices and license terms.
 """Talks SMTP: sessions and SMTP transactions.
 
-This file knows no database, no pool and no words of servers, which are in
+This file knows no database, no pool and no words of refusals, which are in
 replies.py. :meth:`Client.deliver` returns all that can become of a message as
 an :class:`Outcome`, and raises nothing.
 """
@@ -342,7 +342,7 @@ class Client:
             self._session = None
 
     def _ready_session(self, pipelining):
-        if self._session and self._session.messages >= self.max_messages:
+        if self._session and self._session.carried >= self.max_messages:
             self.close()
         if not self._session:
             smtp = self._logged_in()
@@ -623,7 +623,7 @@ class _Session:
         self.data_timeout = data_timeout
         self.verdict = verdict
         self.pipelining = pipelining
-        self.messages = 0
+        self.carried = 0
         self.step = 'mail'
         # Whether the server has said that it closes the connection
         self.closed = False
@@ -639,14 +639,14 @@ class _Session:
 
         :raises _Lost: the connection cannot be used any more.
         """
-        self.messages += 1
+        self.carried += 1
         self.step = 'mail'
         recipients = self._possible(mail, recipients, outcome)
         try:
             if recipients:
                 self._transact(mail, recipients, outcome)
         except _Lost as error:
-            if self.messages > 1 and self.step == 'mail':
+            if self.carried > 1 and self.step == 'mail':
                 # The server may have ended the session before this message
                 error.is_of_session = True
             raise
@@ -680,7 +680,7 @@ class _Session:
         messages as the server allows. A new session shows whether the server
         is in trouble.
         """
-        if self.messages == 1:
+        if self.carried == 1:
             return
         for number, reply in enumerate(replies):
             if not (reply.good or reply.code == 354) and (
@@ -833,7 +833,7 @@ class _Session:
         about = meaning(reply)
         if not reply.temporary:
             return None if about == LOGIN else QUOTA
-        if step == 'mail' and self.messages == 1 and (
+        if step == 'mail' and self.carried == 1 and (
                 reply.code == 421 or about == SESSION
                 or 'connections' in reply.text.lower()):
             # A server that greets more sessions than it serves refuses the
@@ -874,7 +874,7 @@ class _Session:
         if reply.good:
             outcome.accept(recipients)
             outcome.queue_ids.append(_queue_id_of(reply))
-        elif self.messages > 1 and meaning(reply) == SESSION:
+        elif self.carried > 1 and meaning(reply) == SESSION:
             raise _Lost(str(reply), is_of_session=True)
         else:
             self._blame('dot', reply, recipients, outcome)

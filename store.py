@@ -155,8 +155,8 @@ def queues(Model, table):
 class Store:
     """The queue's rows as a sender sees them.
 
-    :param server: the name of the server that rows are claimed for, None for
-        the default one.
+    :param server: the name of the server whose rows are claimed, None for the
+        default server.
     """
 
     def __init__(self, Model, server=None):
@@ -211,10 +211,10 @@ class Store:
             ids = self._ids(locking(t.select(t.id, where=where)))
             if not ids:
                 return
-            self._tell((id_, Event('put_back')) for id_ in ids)
+            self._add_events((id_, Event('put_back')) for id_ in ids)
             is_one = fields.SQL_OPERATORS['in'](t.id, ids)
             ended = self._ids(t.select(t.id, where=is_one & failed))
-            self._tell(
+            self._add_events(
                 (id_, Event('gave_up', reason='died')) for id_ in ended)
             self.execute(t.update(
                     [t.state, t.crashes, t.scheduled_at, t.reason, t.error,
@@ -439,7 +439,7 @@ class Store:
         "Return the condition of the rows among ``ids`` that the sender holds"
         return fields.SQL_OPERATORS['in'](t.id, ids) & self.slot.holds(t)
 
-    def _tell(self, pairs):
+    def _add_events(self, pairs):
         "Write pairs of the id of a row and an event into the history"
         t = self.Event.__table__()
         now = moment()
@@ -459,13 +459,13 @@ class Store:
         t = self.Model.__table__()
         return self._ids(locked(t.select(t.id, where=self._holding(t, ids))))
 
-    def _record_told(self, rows):
+    def _record_with_events(self, rows):
         "Record rows and their events in one transaction"
         with self.slot.atomic():
             held = set(self._held(
                     [r.id for r in rows], partial(locking, skip=False)))
             rows = [r for r in rows if r.id in held]
-            self._tell((r.id, event) for r in rows for event in r.events)
+            self._add_events((r.id, event) for r in rows for event in r.events)
             count = self._record_each(
                 [r for r in rows if not r.loses_message])
             for row in rows:
@@ -531,7 +531,7 @@ class Store:
             taken = bool(
                 row.state == 'sent' or row.accepted or row.uncertain)
             groups[taken, row.crashes].append(row.id)
-        told = {
+        events = {
             True: Event('uncertain', reason='not_recorded'),
             False: Event('put_back')}
         for (taken, crashes), ids in groups.items():
@@ -549,12 +549,12 @@ class Store:
             self.execute(t.update(
                     columns, values, where=self._holding(t, ids)))
             try:
-                self._tell((id_, told[taken]) for id_ in held)
+                self._add_events((id_, events[taken]) for id_ in held)
             except self.Error:
                 # Not raised, because putting the rows back matters more than
                 # their history
                 logger.warning(
-                    "the history does not tell what was put back",
+                    "the history lacks the emails that were put back",
                     exc_info=True)
         forget(Transaction())
 
@@ -562,7 +562,7 @@ class Store:
         "Write the outcome of rows that this sender holds"
         if not rows:
             return
-        told = [r for r in rows if r.events]
+        with_events = [r for r in rows if r.events]
         groups, each = _grouped(r for r in rows if not r.events)
         file_ids = [r.id for r in rows if r.loses_message and r.file_id]
         if file_ids:
@@ -572,8 +572,8 @@ class Store:
         count = self._record_each(each)
         for group in groups:
             count += self._record_group(group)
-        if told:
-            count += self._record_told(told)
+        if with_events:
+            count += self._record_with_events(with_events)
         if count != len(rows):
             logger.log(
                 logging.INFO if self.repeats else logging.WARNING,

@@ -19,7 +19,9 @@ from trytond.pool import Pool, PoolMeta
 from trytond.tests.test_tryton import DB_NAME
 from trytond.transaction import Transaction
 
-from .. import email_queue, exceptions, health, policy, replies, sendmail, smtp
+from .. import (
+    bulk, email_queue, exceptions, health, oauth, policy, recorder, replies,
+    sender, sendmail, smtp)
 from ..exceptions import EmailQueueError
 from ..settings import OPTIONS, Settings
 from .tools import QueueTestCase, configured
@@ -310,6 +312,36 @@ class DocTestCase(QueueTestCase):
         self.assertGreater(len(words), 15)
         self.assertLessEqual(len(words), 25)
         self.assertEqual(len(set(words)), len(words))
+
+    def test_numbers(self):
+        "Test the design and the reference have the numbers of the code"
+        design = words((DOC / 'design.rst').read_text('utf-8'))
+        mib, kib = 2 ** 20, 2 ** 10
+        for text in [
+                f"at most {bulk.ROWS} rows or {bulk.BYTES // mib} MiB",
+                f"{recorder.UNRECORDED_ROWS} emails, or two for each session",
+                f"than {1000 * recorder.UNRECORDED_SECONDS:g} ms",
+                f"at most every {1000 * policy.RECORD_SECONDS:g} ms",
+                f"one and {policy.HELD_ROWS} rows for each session",
+                f"after {sender.HELD_SIZE // mib} MiB of messages",
+                f"used the connection for {sender.FENCE_SECONDS} seconds",
+                f"{smtp.OPENING_STEPS * smtp.REPLY_LINES} lines of "
+                f"{smtp.REPLY_LINE_LENGTH // kib} KiB",
+                f"larger than {smtp.SLICE_SIZE // kib} KiB",
+                f"{oauth.ANSWER_SIZE // kib} KiB and "
+                f"{oauth.ENDPOINT_SECONDS} seconds",
+                f"first {replies.LENGTH} characters of a reply",
+                ]:
+            with self.subTest(text):
+                self.assertIn(text.lower(), design)
+        reference = words((DOC / 'reference.rst').read_text('utf-8'))
+        for text in [
+                f"at most {bulk.ROWS} tuples are read",
+                f"with up to {bulk.ROWS} emails each time",
+                f"at most {bulk.KEY_LENGTH} characters",
+                ]:
+            with self.subTest(text):
+                self.assertIn(text.lower(), reference)
 
     def test_tables(self):
         "Test no first cell of a simple table goes on in a row of its own"

@@ -102,7 +102,7 @@ class HistoryToldTestCase(unittest.TestCase):
                 ]:
             row = row._replace(reason=reason, error=error)
             after = policy.suspected(
-                row, outcome, NOW, Settings(), alone=False)
+                row, outcome, NOW, Settings(), is_only=False)
             told = history.with_events(row, after, outcome)
             self.assertEqual(list(told.events), expected)
 
@@ -334,7 +334,7 @@ class StoreHistoryTestCase(HistoryTestCase, StoreTestCase):
         id_ = self.queue()
         with self.store(1) as store:
             rows = store.claim(10, 10 ** 9)
-            with patch.object(store, '_tell', side_effect=store.Error):
+            with patch.object(store, '_add_events', side_effect=store.Error):
                 store.put_back(
                     [r._replace(state='sent') for r in rows], 'outbox')
         self.assertEqual(
@@ -416,7 +416,7 @@ class HistoryGoneTestCase(HistoryTestCase):
         elsewhere = self.queue('joe@example.com')
         with self.transaction():
             Event = Pool().get('email.queue.event')
-            Event.tell(
+            Event.add_events(
                 'delayed', lambda t: t.id == elsewhere,
                 recipients='joe@example.com', words=f'as {jane} does')
         with self.transaction():

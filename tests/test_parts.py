@@ -60,7 +60,7 @@ class RecipientTestCase(RPCTestCase):
         self.write(
             id_, state='failed', accepted='a@x.de', refused='b@x.de 550 no')
         with self.transaction():
-            Pool().get('email.queue.event').tell(
+            Pool().get('email.queue.event').add_events(
                 'bounced', lambda t: t.id == id_, recipients='b@x.de')
         self.assertEqual(self.recipients(id_), [
                 ('b@x.de', 'bounced', '550 no'),
