@@ -623,7 +623,9 @@ class _Session:
         self.data_timeout = data_timeout
         self.verdict = verdict
         self.pipelining = pipelining
+        # How many messages the session has carried, the present one included
         self.carried = 0
+        # The step of the SMTP transaction, for the words of an error
         self.step = 'mail'
         # Whether the server has said that it closes the connection
         self.closed = False
@@ -694,7 +696,7 @@ class _Session:
             self._write(b'QUIT\r\n')
             self._reply(QUIT_TIMEOUT)
         except _Lost:
-            # A failing QUIT does not change earlier answers
+            # A failing QUIT does not change earlier replies
             pass
         self.smtp.close()
 
