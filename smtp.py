@@ -172,14 +172,24 @@ class Outcome:
         return [a for a in addresses if a not in decided]
 
     def accept(self, addresses):
+        "Note that the server has accepted the message for ``addresses``"
         self.accepted.extend(addresses)
         self.refusal = None
 
     def refuse(self, addresses, step, words, reply=None, reason=None):
+        """Note that ``addresses`` are refused for good.
+
+        :param step: ``mail``, ``rcpt``, ``data`` or ``dot``.
+        :param words: the server's words, or those of an error.
+        :param reply: the :class:`Reply`, None if the server did not refuse.
+        :param reason: a value of ``reasons.REASONS``, None where the words of
+            the server say all.
+        """
         self.refused.update((a, words) for a in addresses)
         self._refused_at(step, addresses, words, reply, reason)
 
     def defer(self, addresses, step, words, reply=None, reason=None):
+        "Note that ``addresses`` are refused for now: see :meth:`refuse`"
         self.deferred.update((a, words) for a in addresses)
         self._refused_at(step, addresses, words, reply, reason)
 
@@ -458,6 +468,7 @@ class _Opening:
                 self._shut()
 
     def cut(self):
+        "End the connection from another thread"
         with self._lock:
             self._is_cut = True
             self._shut()
