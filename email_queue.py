@@ -88,7 +88,7 @@ class EmailQueue(
 
     from_addr = fields.Char(
         "From", required=True, readonly=True,
-        help="The sender of the envelope. "
+        help="The envelope sender. "
         "Notices of non-delivery are sent to it.")
     to_addrs = fields.Char(
         "Recipients", required=True, readonly=True,
@@ -151,7 +151,7 @@ class EmailQueue(
     recipients = fields.Function(
         fields.One2Many(
             'email.queue.recipient', 'email', "Recipients", readonly=True,
-            help="Those who do not have the email come first."),
+            help="Recipients who do not have the email come first."),
         'get_recipients', setter='set_parts')
     to_count = fields.Function(
         fields.Integer("Number of Recipients"), 'get_to_count')
@@ -163,7 +163,7 @@ class EmailQueue(
         states={
             'invisible': ~Eval('mail_options'),
             },
-        help="The ESMTP options of the sender, separated by spaces.")
+        help="The ESMTP options of the envelope sender, separated by spaces.")
     rcpt_options = fields.Char(
         "Recipient Options", readonly=True,
         states={
@@ -244,8 +244,8 @@ class EmailQueue(
         states={
             'invisible': ~Eval('uncertain'),
             },
-        help="An attempt broke after the message was transmitted: "
-        "it may have arrived.")
+        help="The connection broke after the message was transmitted, "
+        "so the email may have arrived.")
     crashes = fields.Integer(
         "Crashes", required=True, readonly=True,
         states={
@@ -258,7 +258,7 @@ class EmailQueue(
             'invisible': ~Eval('suspect'),
             },
         help="What the server said, without addresses and numbers, as long as "
-        "it is not known whether it refuses the email or everything.")
+        "it is not known whether the server refuses this email or all emails.")
     suspect_since = fields.Timestamp(
         "Suspect since", readonly=True,
         states={
