@@ -39,7 +39,7 @@ local_parts = st.one_of(
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
     .map(lambda text: '"%s"' % re.sub(r'(["\\])', r'\\\1', text)))
 labels = st.from_regex(
-    r'[a-zA-Z0-9]([a-zA-Z0-9]|-(?!-)){0,10}[a-zA-Z0-9]', fullmatch=True)
+    r'[a-zA-Z0-9]{1,5}(-[a-zA-Z0-9]{1,3}){0,2}', fullmatch=True)
 domains = st.one_of(
     st.lists(labels, min_size=1, max_size=4).map('.'.join),
     st.sampled_from(['[127.0.0.1]', '[IPv6:2001:db8::1]', 'straße.de']))
@@ -228,6 +228,8 @@ class AnyOptionsTestCase(PropertyTestCase):
     @example(['42\r\nRCPT TO:<b@example.com>'])
     def test_anything(self, batch):
         "Test any text as value"
+        # What follows a blank is no option, because no server offers any name
+        batch = [text.replace(' ', ' =') for text in batch]
         mails = self.check({
                 'mail_options': [f'ENVID={text}'],
                 'rcpt_options': [f'ORCPT={text}'],
@@ -303,7 +305,11 @@ class AnyMessageTestCase(PropertyTestCase):
 
     @REPEATABLE
     @given(some(
-            st.text(st.characters(blacklist_categories=['Cs']), max_size=50),
+            st.text(
+                # A NUL in a field is refused
+                st.characters(
+                    blacklist_categories=['Cs'], blacklist_characters='\0'),
+                max_size=50),
             st.text(st.characters(blacklist_categories=['Cs']), max_size=50),
             st.binary(max_size=50)))
     @example([("a", "From x\n.\n" + "y" * 2000, b'\r\n.\r\n')])
