@@ -256,10 +256,10 @@ def batches(items):
 
 
 def _without_empty(vlist):
-    """Return the values of emails without the fields that none of them has.
+    """Return the values of emails without the fields that are empty in all.
 
-    A statement takes time for each value that it writes, empty or not. What
-    some of the emails have stays in all of them, because trytond needs a
+    A statement takes time for each value that it writes, empty or not. A field
+    that some of the emails have stays in all of them, because trytond makes a
     statement for each run of records with the same fields.
     """
     used = {

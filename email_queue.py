@@ -1122,6 +1122,11 @@ class EmailQueue(
     @classmethod
     @ModelView.button
     def send_now(cls, emails):
+        """Send emails before all others, at once.
+
+        :raises StateError: an email is not in the outbox.
+        :raises UrgentWarning: there are several emails.
+        """
         cls._keep_from_senders(emails, {'outbox'})
         cls._warn_many(emails)
         # Raised until the next attempt only: see policy.after
@@ -1138,6 +1143,13 @@ class EmailQueue(
     @ModelView.button
     @transition('outbox')
     def retry(cls, emails):
+        """Put failed or cancelled emails back in the outbox.
+
+        :raises StateError: an email is neither failed nor cancelled.
+        :raises MessageError: the message of an email has been removed.
+        :raises UncertainWarning: an email may have arrived.
+        :raises ExpiredWarning: an email has expired.
+        """
         cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
         now = database_time()
@@ -1230,11 +1242,20 @@ class EmailQueue(
     @ModelView.button
     @transition('cancelled')
     def cancel(cls, emails):
+        """Take emails out of the outbox, or give failed emails up.
+
+        :raises StateError: an email is neither in the outbox nor failed.
+        """
         cls._add_events('cancelled', emails)
 
     @classmethod
     @ModelView.button
     def send_again(cls, emails):
+        """Queue sent emails once more: see :meth:`queue_again`.
+
+        :raises StateError: an email is not sent.
+        :raises MessageError: as of :meth:`queue_again`.
+        """
         for email in emails:
             if email.state != 'sent':
                 raise changed(email)
@@ -1243,7 +1264,7 @@ class EmailQueue(
     @classmethod
     @ModelView.button_action('email_queue.wizard_send_to')
     def send_to(cls, emails):
-        pass
+        "Open the wizard that sends a failed email to a corrected address"
 
     @classmethod
     def _keep_from_senders(cls, emails, states):

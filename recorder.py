@@ -97,6 +97,7 @@ class Gate:
     # The following methods are called by the sender
 
     def close(self):
+        "Let no session enter any more"
         with self._room:
             self._is_closed = True
             self._room.notify_all()

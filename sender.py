@@ -496,6 +496,7 @@ def _is_too_fast(outcome):
 
 
 def log_row(row):
+    "Log why a row was not sent"
     if row.state == 'sent':
         return
     state = 'failed' if row.state == 'failed' else (

@@ -140,7 +140,7 @@ def _check(Manager):
 
 
 def _captured(manager, transaction):
-    "Return the model that queues the emails of a manager, None if core sends"
+    "Return the model that queues the emails of a manager, None if none does"
     has_server = manager.uri is not None or manager._server is not None
     if not (has_server or transaction.readonly):
         try:

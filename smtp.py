@@ -172,14 +172,24 @@ class Outcome:
         return [a for a in addresses if a not in decided]
 
     def accept(self, addresses):
+        "Note that the server has accepted the message for ``addresses``"
         self.accepted.extend(addresses)
         self.refusal = None
 
     def refuse(self, addresses, step, words, reply=None, reason=None):
+        """Note that ``addresses`` are refused for good.
+
+        :param step: ``mail``, ``rcpt``, ``data`` or ``dot``.
+        :param words: the server's words, or those of an error.
+        :param reply: the :class:`Reply`, None if the server did not refuse.
+        :param reason: a value of ``reasons.REASONS``, None where the words of
+            the server say all.
+        """
         self.refused.update((a, words) for a in addresses)
         self._refused_at(step, addresses, words, reply, reason)
 
     def defer(self, addresses, step, words, reply=None, reason=None):
+        "Note that ``addresses`` are refused for now: see :meth:`refuse`"
         self.deferred.update((a, words) for a in addresses)
         self._refused_at(step, addresses, words, reply, reason)
 
@@ -458,6 +468,7 @@ class _Opening:
                 self._shut()
 
     def cut(self):
+        "End the connection from another thread"
         with self._lock:
             self._is_cut = True
             self._shut()
@@ -623,7 +634,9 @@ class _Session:
         self.data_timeout = data_timeout
         self.verdict = verdict
         self.pipelining = pipelining
+        # How many messages the session has carried, the present one included
         self.carried = 0
+        # The step of the SMTP transaction, for the words of an error
         self.step = 'mail'
         # Whether the server has said that it closes the connection
         self.closed = False
@@ -694,7 +707,7 @@ class _Session:
             self._write(b'QUIT\r\n')
             self._reply(QUIT_TIMEOUT)
         except _Lost:
-            # A failing QUIT does not change earlier answers
+            # A failing QUIT does not change earlier replies
             pass
         self.smtp.close()
 

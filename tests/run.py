@@ -40,7 +40,8 @@ PLAIN = [
 # On PostgreSQL these tests take as long as all others, so they run at the same
 # time, in two databases of their own
 ENGINE = [
-    'test_crash', 'test_operating', 'test_record', 'test_store', 'test_worker']
+    'test_crash', 'test_health', 'test_identity', 'test_operating',
+    'test_record', 'test_store', 'test_worker']
 SERVERS = [
     'test_fault', 'test_oauth', 'test_send', 'test_sender', 'test_servers']
 # What mail servers and endpoints say does not depend on the database, so these
@@ -52,15 +53,12 @@ ANSWERS = ['test_fault', 'test_oauth']
 PAIR = [
     'test_database', 'test_module', 'test_sender', 'test_store']
 # These run on SQLite with both series and not on PostgreSQL, because who may
-# call what is decided before the database is asked, and a catalogue is
-# compared with the code
-SERIES = ['test_border', 'test_locale']
-# The modules whose emails are captured
-OWN_MODULES = [f'{TESTS}.test_inbound', f'{TESTS}.test_modules']
-# Their own tests, run while their emails are captured. test_module needs
-# further modules, too, which take long to be activated on PostgreSQL.
-MODULES = OWN_MODULES + [
-    f'{TESTS}.test_module',
+# call what is decided before the database is asked
+SERIES = ['test_border']
+# These tests need further modules, which take long to be activated
+OWN_MODULES = ['test_inbound', 'test_locale', 'test_module', 'test_modules']
+# The modules' own tests, run while their emails are captured
+MODULES = [
     'trytond.modules.account_dunning_email.tests',
     'trytond.modules.marketing_email.tests',
     'trytond.modules.notification_email.tests',
@@ -155,8 +153,7 @@ class Check:
 class Tests(Check):
     "A run of pytest with its own configuration and database cache"
     arguments = [
-        *(f'--ignore-glob=*/{name}.py' for name in [
-                'test_modules', 'test_inbound', *PLAIN]),
+        *(f'--ignore-glob=*/{name}.py' for name in [*OWN_MODULES, *PLAIN]),
         '--pyargs', TESTS]
     database = 'test'
     settings = {}
@@ -212,7 +209,7 @@ class Tests(Check):
 class PostgreSQLTests(Tests):
     arguments = [
         *(f'--ignore-glob=*/{name}.py'
-            for name in ['test_module', *ENGINE, *SERVERS, *SERIES]),
+            for name in [*ENGINE, *SERVERS, *SERIES]),
         *Tests.arguments]
 
 
@@ -240,14 +237,16 @@ class PlainTests(Tests):
     arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in PLAIN)]
 
 
-class ModulesTests(Tests):
-    arguments = ['-p', f'{TESTS}.captured', '--pyargs', *MODULES]
+class OwnModulesTests(Tests):
+    arguments = [
+        '-p', f'{TESTS}.captured', '--pyargs',
+        *(f'{TESTS}.{name}' for name in OWN_MODULES)]
     database = 'modules'
     settings = {'TRYTOND_EMAIL_QUEUE__CAPTURE': 'True'}
 
 
-class OwnModulesTests(ModulesTests):
-    arguments = ['-p', f'{TESTS}.captured', '--pyargs', *OWN_MODULES]
+class ModulesTests(OwnModulesTests):
+    arguments = [*OwnModulesTests.arguments, *MODULES]
 
 
 def db_cache(name, venv, patterns):

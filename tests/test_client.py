@@ -408,8 +408,8 @@ class WebClientTestCase(RPCTestCase):
                 ({'reason': 'deferred', 'error': "450 later."},
                     "Refused for now: 450 later; next attempt at " + time),
                 ({'crashes': 3},
-                    "Its sender died 3 times, so it is sent alone, after all "
-                    "others; next attempt at " + time),
+                    "Its senders died 3 times, so it is sent alone, after all "
+                    "other emails; next attempt at " + time),
                 ({'state': 'failed', 'reason': 'refused', 'error': "550 no"},
                     "Refused: 550 no$"),
                 ]:

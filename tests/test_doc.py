@@ -1,6 +1,7 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
 """What the documentation says: its examples, options and names."""
+import ast
 import inspect
 import re
 import textwrap
@@ -61,6 +62,11 @@ DOC_ROLE = re.compile(r':doc:`(?:[^`<]+<)?([^`<>]+)>?`')
 IMAGE = re.compile(r'^\.\. image:: (\S+)(?:\n +:alt: (.+))?', re.M)
 MENU_ROLE = re.compile(
     r':menuselection:`([^`]+)`|\*(Administration > [^*]+)\*')
+# What others say: a client, a mail server, an endpoint, the operating system
+WORDS_OF_OTHERS = {
+    'Action - (8)', 'Connection refused', 'SendAsDenied', 'invalid_client',
+    'no such user'}
+QUOTE = re.compile(r'"([^"]*)"')
 TOCTREE = re.compile(r'^\.\. toctree::\n((?:\n| +.*\n?)+)', re.M)
 
 
@@ -313,6 +319,25 @@ class DocTestCase(QueueTestCase):
         self.assertLessEqual(len(words), 25)
         self.assertEqual(len(set(words)), len(words))
 
+    def test_names_in_files(self):
+        "Test what the design says is in a file is there"
+        text = (DOC / 'design.rst').read_text('utf-8')
+        found = re.findall(
+            r'``(\w+)`` (?:in|of) ``(\w+)[.]py``', ' '.join(text.split()))
+        section = text.partition('.. _what the module says:')[2]
+        section = section.partition('.. _suspect email:')[0]
+        found += (
+            (name, 'policy') for name in re.findall(
+                r'^     - ``(_\w+|suspected)``$', section, re.M))
+        self.assertGreater(len(found), 10)
+        for name, stem in found:
+            with self.subTest(name):
+                tree = ast.parse((ROOT / f'{stem}.py').read_text('utf-8'))
+                names = {
+                    getattr(node, 'id', None) or getattr(node, 'name', None)
+                    for node in ast.walk(tree)}
+                self.assertIn(name, names)
+
     def test_numbers(self):
         "Test the design and the reference have the numbers of the code"
         design = words((DOC / 'design.rst').read_text('utf-8'))
@@ -342,6 +367,29 @@ class DocTestCase(QueueTestCase):
                 ]:
             with self.subTest(text):
                 self.assertIn(text.lower(), reference)
+
+    def test_quotes(self):
+        "Test the errors that the page for the night quotes are the module's"
+        texts = [(ROOT / 'message.xml').read_text('utf-8')]
+        for path in ROOT.glob('*.py'):
+            texts += (
+                node.value for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Constant)
+                and isinstance(node.value, str))
+        texts = [' '.join(text.split()) for text in texts]
+        page = NO_TEXT.sub(
+            lambda match: f'{match["keep"] or ""}\n',
+            (DOC / 'usage' / 'operating.rst').read_text('utf-8'))
+        page = re.sub(r'``.+?``', '', page, flags=re.S)
+        found = 0
+        for quote in QUOTE.findall(page):
+            for part in re.split('[…?]', ' '.join(quote.split())):
+                part = part.strip()
+                if len(part) > 8 and part not in WORDS_OF_OTHERS:
+                    found += 1
+                    with self.subTest(part):
+                        self.assertTrue(any(part in text for text in texts))
+        self.assertGreater(found, 15)
 
     def test_tables(self):
         "Test no first cell of a simple table goes on in a row of its own"

@@ -189,7 +189,7 @@ class PlansTestCase(QueueTestCase):
         # Otherwise nothing would be read, because the session of the run is
         # over
         with self.statements() as statements, \
-                patch.object(LockSlot, '_in_session', lambda _: Literal(True)):
+                patch.object(LockSlot, '_has_mark', lambda _: Literal(True)):
             self.send_all()
         self.assertLess(5, len(statements))
         for (text, _), params in statements.items():
