@@ -170,6 +170,7 @@ class Sender:
             self._held or self._is_blocked or self._recorder.waits)
 
     def _holds_alone(self):
+        "Return whether the sender holds a row that is sent alone"
         return any(r.crashes >= CRASHES_ALONE for r in self._held.values())
 
     def _claim(self, claim, *args):

@@ -977,8 +977,8 @@ class _Session:
 def _reply_of(code, text):
     """Return the reply of a code and a text as bytes.
 
-    Cached, because a server says the same again and again, and each text is
-    searched for domains.
+    The result is cached, because a server sends the same replies again and
+    again, and each text is searched for domains.
     """
     return Reply(int(code), _printable(text))
 
