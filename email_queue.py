@@ -863,11 +863,7 @@ class EmailQueue(
 
     @classmethod
     def _captured_items(cls, emails, strict):
-        """Yield a pair for each email.
-
-        It is whether the email is about an email in the queue, and an item for
-        :meth:`_create_items`.
-        """
+        """Yield the items for :meth:`_create_captured`."""
         resources = cls._archived({_message_id(m) for _, _, m in emails})
         clock = functools.cache(database_time)
         for from_addr, to_addrs, msg in emails:
@@ -1296,8 +1292,8 @@ class EmailQueue(
         forget(transaction)
         transaction.counter += 1
         if transaction.timestamp:
-            # Whether the client has read the emails before another change does
-            # not matter, because their state has been checked
+            # It does not matter when the client has read the emails, because
+            # their state has been checked by now
             for email in emails:
                 transaction.timestamp.pop(str(email), None)
 

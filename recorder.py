@@ -311,7 +311,7 @@ def _ids(ids):
 
 
 def insist(*steps):
-    """Call each step, even after an error, and raise the first error last.
+    """Call each step, even after an error; then raise the first error.
 
     A step that is interrupted, for example by a signal, begins again.
     """

@@ -560,7 +560,7 @@ class _Opening:
 
 
 class _Lines:
-    "The file of a connection, which ends after a number of lines"
+    "The file of a connection, which raises an error after too many lines"
 
     def __init__(self, file):
         self.file = file

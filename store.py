@@ -52,7 +52,7 @@ RECORDED_COLUMNS = OUTCOME_COLUMNS + ('scheduled_at', 'queue_id')
 class Row(NamedTuple):
     """The columns of an email that a sender reads.
 
-    Its record writes :data:`RECORDED_COLUMNS` of them.
+    The record of a row writes :data:`RECORDED_COLUMNS`.
     """
     id: int
     server: str
