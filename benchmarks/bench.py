@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Callable, NamedTuple
 
-from servers import TIMEOUT, Database, Program, Proxy, Sink, smtp_sink
+from servers import TIMEOUT, Database, Program, Proxy, Sink, apart, smtp_sink
 
 from trytond.modules.email_queue.tests.postgresql import (
     PostgreSQL, PostgreSQLError, bin_directory)
@@ -102,11 +102,11 @@ class Bench:
     def number(self, number):
         return number // 10 if self.quick else number
 
-    def loop(self, server, count, sink=None):
+    def loop(self, server, count, sink=None, processors=None):
         "Return the messages a second of the plain loop"
         with Program('loop.py', server.port, count, SMALL) as program:
             with arriving(sink or server, count):
-                program.go()
+                program.go(processors)
                 result = program.result()
         return count / (result['ended'] - result['started'])
 
@@ -170,10 +170,12 @@ class arriving:
 
 def drain_1(bench):
     count = bench.number(2000)
-    with Sink() as sink:
+    client, server = apart()
+    with Sink(server) as sink:
+        # A run has several threads and its database, which use all processors
         return [(
                 bench.rate(sink, count, connections=1),
-                bench.loop(sink, count))]
+                bench.loop(sink, count, processors=client))]
 
 
 def drain_4_peers(bench):

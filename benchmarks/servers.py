@@ -18,7 +18,7 @@ from psycopg import sql
 
 from trytond.modules.email_queue.tests.postgresql import free_port
 
-__all__ = ['Database', 'Program', 'Proxy', 'Sink', 'smtp_sink']
+__all__ = ['Database', 'Program', 'Proxy', 'Sink', 'apart', 'smtp_sink']
 
 PROGRAMS = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
@@ -52,7 +52,9 @@ class Program:
         self.process.kill()
         self.process.communicate()
 
-    def go(self):
+    def go(self, processors=None):
+        if processors:
+            os.sched_setaffinity(self.process.pid, processors)
         self.process.stdin.write('\n')
         self.process.stdin.flush()
 
@@ -80,10 +82,22 @@ def smtp_sink():
     return shutil.which('smtp-sink', path=path)
 
 
+def apart():
+    """Return the processors of a plain loop, and those of its server.
+
+    A loop on the processor of its server is more than twice as fast as beside
+    it, because no other processor has to be woken up for a reply. Where the
+    kernel puts the two is chance, and a mail server has a machine of its own.
+    """
+    *client, server = sorted(os.sched_getaffinity(0))
+    return client or [server], [server]
+
+
 class Sink:
     "An SMTP server that counts messages and throws them away"
 
-    def __init__(self):
+    def __init__(self, processors=None):
+        self._processors = processors
         self.port = free_port()
         self.uri = f'smtp://127.0.0.1:{self.port}'
         self._counters = tempfile.TemporaryFile()
@@ -93,6 +107,8 @@ class Sink:
         self._process = subprocess.Popen(
             [smtp_sink(), *user, '-c', f'127.0.0.1:{self.port}', '1000'],
             stdout=self._counters)
+        if self._processors:
+            os.sched_setaffinity(self._process.pid, self._processors)
         wait_for(self.port)
         return self
 
