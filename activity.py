@@ -108,7 +108,7 @@ class ActivityHour(Activity):
     __name__ = 'email.queue.activity.hour'
 
     ago = fields.Integer(
-        "Hours Ago", help="0 is this hour, 1 the one before it.")
+        "Hours Ago", help="0 is this hour, 1 the hour before.")
     time = fields.DateTime("Time", format='%H:%M')
 
     _period = 'hour'

@@ -173,7 +173,8 @@ class SendToStart(ModelView):
         help="The address that was refused.")
     address = fields.Char(
         "Address", required=True,
-        help="The right address, which takes its place in the message.")
+        help="The right address, which replaces the refused address in the "
+        "message.")
 
     @fields.depends('addresses')
     def get_refused(self):

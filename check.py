@@ -370,8 +370,8 @@ class QueueTestStart(ModelView):
         "To", required=True, help="The address that the test email goes to.")
     server = fields.Selection(
         'get_servers', "Server", sort=False,
-        help="The name in the configuration of the server.\n"
-        "Without, the sender chooses it.")
+        help="The name of the server in the configuration.\n"
+        "If it is empty, the author of the email decides on the server.")
 
     @classmethod
     def get_servers(cls):

@@ -88,7 +88,7 @@ class EmailQueue(
 
     from_addr = fields.Char(
         "From", required=True, readonly=True,
-        help="The sender of the envelope. "
+        help="The envelope sender. "
         "Notices of non-delivery are sent to it.")
     to_addrs = fields.Char(
         "Recipients", required=True, readonly=True,
@@ -151,7 +151,7 @@ class EmailQueue(
     recipients = fields.Function(
         fields.One2Many(
             'email.queue.recipient', 'email', "Recipients", readonly=True,
-            help="Those who do not have the email come first."),
+            help="Recipients who do not have the email come first."),
         'get_recipients', setter='set_parts')
     to_count = fields.Function(
         fields.Integer("Number of Recipients"), 'get_to_count')
@@ -163,7 +163,7 @@ class EmailQueue(
         states={
             'invisible': ~Eval('mail_options'),
             },
-        help="The ESMTP options of the sender, separated by spaces.")
+        help="The ESMTP options of the envelope sender, separated by spaces.")
     rcpt_options = fields.Char(
         "Recipient Options", readonly=True,
         states={
@@ -244,8 +244,8 @@ class EmailQueue(
         states={
             'invisible': ~Eval('uncertain'),
             },
-        help="An attempt broke after the message was transmitted: "
-        "it may have arrived.")
+        help="The connection broke after the message was transmitted, "
+        "so the email may have arrived.")
     crashes = fields.Integer(
         "Crashes", required=True, readonly=True,
         states={
@@ -258,7 +258,7 @@ class EmailQueue(
             'invisible': ~Eval('suspect'),
             },
         help="What the server said, without addresses and numbers, as long as "
-        "it is not known whether it refuses the email or everything.")
+        "it is not known whether the server refuses this email or all emails.")
     suspect_since = fields.Timestamp(
         "Suspect since", readonly=True,
         states={
@@ -863,11 +863,7 @@ class EmailQueue(
 
     @classmethod
     def _captured_items(cls, emails, strict):
-        """Yield a pair for each email.
-
-        It is whether the email is about an email in the queue, and an item for
-        :meth:`_create_items`.
-        """
+        """Yield the items for :meth:`_create_captured`."""
         resources = cls._archived({_message_id(m) for _, _, m in emails})
         clock = functools.cache(database_time)
         for from_addr, to_addrs, msg in emails:
@@ -1122,6 +1118,11 @@ class EmailQueue(
     @classmethod
     @ModelView.button
     def send_now(cls, emails):
+        """Send emails before all others, at once.
+
+        :raises StateError: an email is not in the outbox.
+        :raises UrgentWarning: there are several emails.
+        """
         cls._keep_from_senders(emails, {'outbox'})
         cls._warn_many(emails)
         # Raised until the next attempt only: see policy.after
@@ -1138,6 +1139,13 @@ class EmailQueue(
     @ModelView.button
     @transition('outbox')
     def retry(cls, emails):
+        """Put failed or cancelled emails back in the outbox.
+
+        :raises StateError: an email is neither failed nor cancelled.
+        :raises MessageError: the message of an email has been removed.
+        :raises UncertainWarning: an email may have arrived.
+        :raises ExpiredWarning: an email has expired.
+        """
         cls._check_message(emails)
         cls._warn_uncertain([e for e in emails if e.uncertain])
         now = database_time()
@@ -1230,11 +1238,20 @@ class EmailQueue(
     @ModelView.button
     @transition('cancelled')
     def cancel(cls, emails):
+        """Take emails out of the outbox, or give failed emails up.
+
+        :raises StateError: an email is neither in the outbox nor failed.
+        """
         cls._add_events('cancelled', emails)
 
     @classmethod
     @ModelView.button
     def send_again(cls, emails):
+        """Queue sent emails once more: see :meth:`queue_again`.
+
+        :raises StateError: an email is not sent.
+        :raises MessageError: as of :meth:`queue_again`.
+        """
         for email in emails:
             if email.state != 'sent':
                 raise changed(email)
@@ -1243,7 +1260,7 @@ class EmailQueue(
     @classmethod
     @ModelView.button_action('email_queue.wizard_send_to')
     def send_to(cls, emails):
-        pass
+        "Open the wizard that sends a failed email to a corrected address"
 
     @classmethod
     def _keep_from_senders(cls, emails, states):
@@ -1275,8 +1292,8 @@ class EmailQueue(
         forget(transaction)
         transaction.counter += 1
         if transaction.timestamp:
-            # Whether the client has read the emails before another change does
-            # not matter, because their state has been checked
+            # It does not matter when the client has read the emails, because
+            # their state has been checked by now
             for email in emails:
                 transaction.timestamp.pop(str(email), None)
 

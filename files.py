@@ -231,8 +231,8 @@ def _unused(Model, file_ids):
 def purge(Model):
     """Remove the files of messages that are removed from their rows.
 
-    This job does not wait as trytond's job does, because the module has
-    decided for the rows how long messages are kept. Each file is removed
+    The files are removed at once, unlike by the job of trytond, because the
+    options of the module say how long messages are kept. Each file is removed
     before its entry in the queue of files, so that it is tried again after an
     error.
     """

@@ -49,10 +49,12 @@ class Numbers(NamedTuple):
 
     @property
     def late(self):
+        "Whether an email is due for too long"
         return self.age > self.age_limit
 
     @property
     def healthy(self):
+        "Whether neither the age nor the failed emails exceed their limit"
         return not (
             self.late or 0 < self.failed_limit <= self.failed)
 

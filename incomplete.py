@@ -108,6 +108,7 @@ def complete(Model, now):
 
 
 def log(count):
+    "Log how many rows were incomplete"
     if count > 0:
         logger.warning(
             "%d emails lacked something that a sender needs", count)

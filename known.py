@@ -111,15 +111,17 @@ class Known(NamedTuple):
         return words
 
     def troubled(self, words, now):
+        "Return the same with trouble in these words"
         return self._replace(
             trouble=self.steady(words),
             troubled_at=self.troubled_at or now)
 
     def relieved(self):
+        "Return the same without trouble"
         return self._replace(trouble=None, troubled_at=None)
 
     def login_refused(self, login, now):
-        """Note that a login was refused; each time the next one waits longer.
+        """Return the same with a further refused login, and a longer wait.
 
         :param login: the text of :func:`login_of`, with secrets.
         """
@@ -131,6 +133,7 @@ class Known(NamedTuple):
             next_login=now + login_delay(refused))
 
     def login_accepted(self):
+        "Return the same without refused logins"
         return self._replace(refused_logins=None, login=None, next_login=None)
 
     def login_waits(self, login, now):

@@ -61,6 +61,8 @@ ENCODINGS = {
 BOM = b'\xef\xbb\xbf'
 
 _field_name = re.compile(rb'([!-9;-~]+)[ \t]*:')
+_one_field = re.compile(
+    rb'([!-9;-~]+)[ \t]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*')
 _line_end = re.compile(r'\r\n?|\n')
 _empty_lines = re.compile(rb'(?:\r\n)+(?=[ \t])')
 _piece = re.compile(r'[ \t]*[^ \t]+|[ \t]+')
@@ -314,8 +316,8 @@ def _field(name, value, signed=False):
     else:
         data = _folded(name, _in_ascii(key, text))
     data = _empty_lines.sub(b'\r\n', with_crlf(data))
-    fields, end = header_fields(data)
-    if [n.decode('ascii') for n, _ in fields] != [key] or end != len(data):
+    match = _one_field.fullmatch(data)
+    if not match or match[1].decode('ascii').lower() != key:
         raise ValueError(f"{name!r} is not one field in the header")
     return data.replace(b'\r\n', b'\n')
 

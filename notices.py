@@ -73,6 +73,7 @@ class _Email(NamedTuple):
 
     @property
     def envelope_id(self):
+        "The ENVID of the envelope, empty if it has none"
         match = _envelope_id.search(self.mail_options or '')
         return _xtext.sub(
             lambda m: chr(int(m[1], 16)), match[1]) if match else ''

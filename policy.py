@@ -395,6 +395,7 @@ class Sessions:
             return True
 
     def close(self):
+        "Let no thread have a session any more"
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -408,6 +409,7 @@ class Patience:
         self._since = None
 
     def troubled(self, now):
+        "Note trouble, and double the wait; ``now`` is of ``time.monotonic``"
         if now < self.until:
             # A session was already sending when the pause began
             return
@@ -416,10 +418,12 @@ class Patience:
         self.until = now + self._delay
 
     def relieved(self):
+        "Note that the server has accepted a message"
         self.until = self._delay = 0
         self._since = None
 
     def exhausted(self, now):
+        "Return whether the trouble has lasted too long"
         return (self._since is not None
             and max(now, self.until) - self._since > TROUBLE_SECONDS)
 
@@ -433,9 +437,11 @@ class Pace:
         self._finished = []
 
     def finished(self, count):
+        "Note that ``count`` outcomes have arrived"
         self._finished.append((time.monotonic(), count))
 
     def rows(self):
+        "Return how many rows the sender may hold now"
         now = time.monotonic()
         self._finished = [(t, n) for t, n in self._finished if t > now - 1]
         seconds = max(min(now - self._started, 1), RECORD_SECONDS)

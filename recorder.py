@@ -97,6 +97,7 @@ class Gate:
     # The following methods are called by the sender
 
     def close(self):
+        "Let no session enter any more"
         with self._room:
             self._is_closed = True
             self._room.notify_all()
@@ -310,7 +311,7 @@ def _ids(ids):
 
 
 def insist(*steps):
-    """Call each step, even after an error, and raise the first error last.
+    """Call each step, even after an error; then raise the first error.
 
     A step that is interrupted, for example by a signal, begins again.
     """

@@ -233,7 +233,7 @@ def names_mailbox(step, reply):
 
 
 def too_many_recipients(reply):
-    """Return whether the reply to a RCPT says that there are enough of them.
+    """Return whether the reply to RCPT says that there are enough recipients.
 
     The server then takes the message for the recipients before.
     """

@@ -16,6 +16,7 @@ from . import metrics as metrics_
 @with_transaction()
 @user_application('email_queue')
 def health(request, pool):
+    "Return the numbers as JSON, with status 503 if the queue is unhealthy"
     with without_check_access():
         numbers = _health_of_member(pool).measure()
         servers = metrics_.measure()
@@ -29,6 +30,7 @@ def health(request, pool):
 @with_transaction()
 @user_application('email_queue')
 def metrics(request, pool):
+    "Return the numbers of each server in the text format of Prometheus"
     with without_check_access():
         _health_of_member(pool)
         text = metrics_.text()

@@ -64,7 +64,7 @@ class Result:
 
     @property
     def in_trouble(self):
-        "Whether trouble stopped the sender, or nothing was accepted beside it"
+        "Whether trouble stopped the sender, or the server accepted nothing"
         return bool(self.trouble) and (self.stopped_early or not self.accepted)
 
     def log(self, name):
@@ -170,6 +170,7 @@ class Sender:
             self._held or self._is_blocked or self._recorder.waits)
 
     def _holds_alone(self):
+        "Return whether the sender holds a row that is sent alone"
         return any(r.crashes >= CRASHES_ALONE for r in self._held.values())
 
     def _claim(self, claim, *args):
@@ -247,13 +248,16 @@ class Sender:
             self._trouble(self._first_words(outcome), lasting=True)
 
     def _is_own_fault(self, row):
-        "Return whether any email was accepted since the row is a suspect"
+        """Return whether the refusal of a suspect is the fault of its message.
+
+        It is if the server has accepted any email since the row is a suspect.
+        """
         return bool(row.suspect_since) and (
             self.result.accepted
             or self._ask(accepted_since, row.suspect_since))
 
     def _is_servers_fault(self, row, refusal):
-        "Return whether so many equal refusals show a fault of the server"
+        "Return whether there are enough equal refusals for the server's fault"
         if self.result.accepted:
             return self._suspects.count(refusal) >= ALIKE_AFTER_ACCEPTED
         return (self._suspects.count(refusal) >= ALIKE
@@ -496,6 +500,7 @@ def _is_too_fast(outcome):
 
 
 def log_row(row):
+    "Log why a row was not sent"
     if row.state == 'sent':
         return
     state = 'failed' if row.state == 'failed' else (

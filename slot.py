@@ -398,7 +398,7 @@ class LockSlot(Slot):
         return CurrentSetting(MARK, True) == self._mark
 
     def of_own_backend(self, where):
-        "Return the condition of a claim, which no other backend fulfils"
+        "Return the condition ``where`` for the backend with the mark only"
         return where & self._has_mark() if self._mark else where
 
     def check_backend(self):
@@ -466,7 +466,7 @@ class TouchedSlot(Slot):
                 [t.write_date], [utc_now()], where=self.holds(t)))
 
     def dead(self, numbers):
-        "Yield all numbers, because ``is_orphaned`` tells which rows are left"
+        "Yield all numbers, because ``is_orphaned`` finds the rows"
         yield from numbers
 
     @staticmethod
@@ -494,7 +494,7 @@ def _ago(seconds):
 
 
 def _configure(connection):
-    "Make the :data:`SETTINGS` that this version of PostgreSQL knows"
+    "Set all :data:`SETTINGS` that this version of PostgreSQL knows"
     connection.cursor().execute(
         "SELECT set_config(name, value, false) "
         "FROM unnest(%s::text[], %s::text[]) AS s (name, value) "
@@ -513,9 +513,10 @@ def _reset(connection):
 
 
 def _keep_alive(connection):
-    """Let this end of a connection notice in a minute that the other is gone.
+    """Let this end of a connection notice that the other end is gone.
 
-    The other end does the same by :data:`SETTINGS`.
+    It notices within a minute. The other end does the same by
+    :data:`SETTINGS`.
     """
     with socket.socket(fileno=os.dup(connection.fileno())) as sock:
         if sock.family == socket.AF_UNIX:

@@ -172,14 +172,24 @@ class Outcome:
         return [a for a in addresses if a not in decided]
 
     def accept(self, addresses):
+        "Note that the server has accepted the message for ``addresses``"
         self.accepted.extend(addresses)
         self.refusal = None
 
     def refuse(self, addresses, step, words, reply=None, reason=None):
+        """Note that ``addresses`` are refused for good.
+
+        :param step: ``mail``, ``rcpt``, ``data`` or ``dot``.
+        :param words: the server's words, or those of an error.
+        :param reply: the :class:`Reply`, None if the server did not refuse.
+        :param reason: a value of ``reasons.REASONS``, None where the words of
+            the server say all.
+        """
         self.refused.update((a, words) for a in addresses)
         self._refused_at(step, addresses, words, reply, reason)
 
     def defer(self, addresses, step, words, reply=None, reason=None):
+        "Note that ``addresses`` are refused for now: see :meth:`refuse`"
         self.deferred.update((a, words) for a in addresses)
         self._refused_at(step, addresses, words, reply, reason)
 
@@ -458,6 +468,7 @@ class _Opening:
                 self._shut()
 
     def cut(self):
+        "End the connection from another thread"
         with self._lock:
             self._is_cut = True
             self._shut()
@@ -549,7 +560,7 @@ class _Opening:
 
 
 class _Lines:
-    "The file of a connection, which ends after a number of lines"
+    "The file of a connection, which raises an error after too many lines"
 
     def __init__(self, file):
         self.file = file
@@ -966,8 +977,8 @@ class _Session:
 def _reply_of(code, text):
     """Return the reply of a code and a text as bytes.
 
-    Cached, because a server says the same again and again, and each text is
-    searched for domains.
+    The result is cached, because a server sends the same replies again and
+    again, and each text is searched for domains.
     """
     return Reply(int(code), _printable(text))
 

@@ -52,7 +52,7 @@ RECORDED_COLUMNS = OUTCOME_COLUMNS + ('scheduled_at', 'queue_id')
 class Row(NamedTuple):
     """The columns of an email that a sender reads.
 
-    Its record writes :data:`RECORDED_COLUMNS` of them.
+    The record of a row writes :data:`RECORDED_COLUMNS`.
     """
     id: int
     server: str
@@ -98,6 +98,7 @@ class Row(NamedTuple):
 
     @property
     def loses_message(self):
+        "Whether the record removes the message, a secret that has been sent"
         return self.state == 'sent' and bool(self.sensitive)
 
     @property
@@ -111,6 +112,7 @@ class Row(NamedTuple):
         return remaining(self.to_addrs, self.accepted, self.refused)
 
     def expired(self, now):
+        "Return whether the email must not be sent any more"
         return bool(self.expires_at) and self.expires_at <= now
 
 
@@ -260,6 +262,7 @@ class Store:
     # Claiming
 
     def has_due(self):
+        "Return whether a row of the server is due, except those sent alone"
         return any(map(self._has_due, self.priorities))
 
     def _has_due(self, priority):

@@ -157,15 +157,15 @@ class CheckGoodTestCase(CheckTestCase):
     def test_sender(self):
         server = self.by_password()
         for email, from_, words in [
-                (None, None, "From is tryton@example.com, the sender of the "
-                    "envelope tryton@example.com"),
+                (None, None, "From is tryton@example.com, the "
+                    "envelope sender is tryton@example.com"),
                 ('jane@example.com', None, "From is jane@example.com, the "
-                    "sender of the envelope tryton@example.com"),
+                    "envelope sender is tryton@example.com"),
                 # Core writes On-Behalf-Of
                 ('jane@example.net', None, "From is tryton@example.com, the "
-                    "sender of the envelope tryton@example.com"),
+                    "envelope sender is tryton@example.com"),
                 ('jane@example.com', 'erp@example.org', "From is "
-                    "erp@example.org, the sender of the envelope "
+                    "erp@example.org, the envelope sender is "
                     "erp@example.org"),
                 ]:
             with self.subTest(email, from_=from_), configured(from_=from_):

@@ -319,6 +319,25 @@ class DocTestCase(QueueTestCase):
         self.assertLessEqual(len(words), 25)
         self.assertEqual(len(set(words)), len(words))
 
+    def test_names_in_files(self):
+        "Test what the design says is in a file is there"
+        text = (DOC / 'design.rst').read_text('utf-8')
+        found = re.findall(
+            r'``(\w+)`` (?:in|of) ``(\w+)[.]py``', ' '.join(text.split()))
+        section = text.partition('.. _what the module says:')[2]
+        section = section.partition('.. _suspect email:')[0]
+        found += (
+            (name, 'policy') for name in re.findall(
+                r'^     - ``(_\w+|suspected)``$', section, re.M))
+        self.assertGreater(len(found), 10)
+        for name, stem in found:
+            with self.subTest(name):
+                tree = ast.parse((ROOT / f'{stem}.py').read_text('utf-8'))
+                names = {
+                    getattr(node, 'id', None) or getattr(node, 'name', None)
+                    for node in ast.walk(tree)}
+                self.assertIn(name, names)
+
     def test_numbers(self):
         "Test the design and the reference have the numbers of the code"
         design = words((DOC / 'design.rst').read_text('utf-8'))

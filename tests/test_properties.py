@@ -229,6 +229,8 @@ class AnyOptionsTestCase(PropertyTestCase):
     @example(['42\r\nRCPT TO:<b@example.com>'])
     def test_anything(self, batch):
         "Test any text as value"
+        # What follows a blank is no option, because no server offers any name
+        batch = [text.replace(' ', ' =') for text in batch]
         mails = self.check({
                 'mail_options': [f'ENVID={text}'],
                 'rcpt_options': [f'ORCPT={text}'],
@@ -304,7 +306,11 @@ class AnyMessageTestCase(PropertyTestCase):
 
     @REPEATABLE
     @given(some(
-            st.text(st.characters(blacklist_categories=['Cs']), max_size=50),
+            st.text(
+                # A NUL in a field is refused
+                st.characters(
+                    blacklist_categories=['Cs'], blacklist_characters='\0'),
+                max_size=50),
             st.text(st.characters(blacklist_categories=['Cs']), max_size=50),
             st.binary(max_size=50)))
     @example([("a", "From x\n.\n" + "y" * 2000, b'\r\n.\r\n')])
