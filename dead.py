@@ -239,6 +239,8 @@ class Addresses:
         "Learn what the outcome of a row says about its recipients"
         if not outcome or self._is_off:
             return
+        if not (outcome.refused or self._known):
+            return
         dead = dict(row.dead)
         tried = {a: w for a, w in outcome.refused.items() if a not in dead}
         self._gone.update(

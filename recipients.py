@@ -22,8 +22,13 @@ MASKED_LENGTH = 2000
 
 def split_addresses(text):
     "Return the list of addresses that are joined by commas in ``text``"
-    parts = map(str.strip, _address_part.findall(text or ''))
-    return list(filter(None, parts))
+    text = text or ''
+    if ',' in text or '"' in text:
+        parts = _address_part.findall(text)
+    else:
+        # Most emails have one recipient
+        parts = [text]
+    return list(filter(None, map(str.strip, parts)))
 
 
 def split_lines(text):
@@ -71,9 +76,10 @@ def remaining(to_addrs, accepted, refused):
     recipients = split_addresses(to_addrs)
     if not (accepted or refused):
         return recipients
-    decided = {
-        *split_lines(accepted),
-        *(address for address, _ in answers(refused, recipients))}
+    decided = set(split_lines(accepted))
+    if refused:
+        decided.update(
+            address for address, _ in answers(refused, recipients))
     return [a for a in recipients if a not in decided]
 
 
