@@ -53,8 +53,10 @@ ANSWERS = ['test_fault', 'test_oauth']
 PAIR = [
     'test_database', 'test_module', 'test_sender', 'test_store']
 # These run on SQLite with both series and not on PostgreSQL, because who may
-# call what is decided before the database is asked
+# call what is decided before the database is asked. One test searches, so it
+# runs on both.
 SERIES = ['test_border']
+SEARCHES = ['test_border::ModelsTestCase::test_sensitive']
 # These tests need further modules, which take long to be activated
 OWN_MODULES = ['test_inbound', 'test_locale', 'test_module', 'test_modules']
 # The modules' own tests, run while their emails are captured
@@ -219,7 +221,8 @@ class EngineTests(Tests):
 
 
 class ServersTests(Tests):
-    arguments = ['--pyargs', *(f'{TESTS}.{name}' for name in SERVERS)]
+    arguments = [
+        '--pyargs', *(f'{TESTS}.{name}' for name in [*SERVERS, *SEARCHES])]
     database = 'servers'
 
 
