@@ -973,14 +973,20 @@ class _Session:
         return line.rstrip(b'\r')
 
 
-@functools.lru_cache(maxsize=100)
 def _reply_of(code, text):
-    """Return the reply of a code and a text as bytes.
+    "Return the reply of a code and a text as bytes"
+    # A long text is not kept, because a server decides how long it is
+    parse = _parsed if len(text) > LENGTH else _recurring
+    return parse(code, text)
 
-    The result is cached, because a server sends the same replies again and
-    again, and each text is searched for domains.
-    """
+
+def _parsed(code, text):
     return Reply(int(code), _printable(text))
+
+
+# A server sends the same replies again and again, and each text is searched
+# for domains
+_recurring = functools.lru_cache(maxsize=100)(_parsed)
 
 
 def _queue_id_of(reply):

@@ -15,8 +15,8 @@ from unittest.mock import patch
 
 from trytond.modules.email_queue import smtp
 from trytond.modules.email_queue.replies import (
-    LOGIN, MAILBOX, MESSAGE, QUOTA, RATE, RECIPIENT, RECIPIENTS, SERVER,
-    SESSION, WORDS, Reply, gist, meaning, verdict)
+    LENGTH, LOGIN, MAILBOX, MESSAGE, QUOTA, RATE, RECIPIENT, RECIPIENTS,
+    SERVER, SESSION, WORDS, Reply, gist, meaning, verdict)
 from trytond.modules.email_queue.smtp import Client, Mail, Outcome, server_name
 
 from .smtpd import Server, make_certificates
@@ -1376,6 +1376,22 @@ class Records(logging.Handler):
     @property
     def text(self):
         return '\n'.join(self.lines)
+
+
+class RepliesTestCase(unittest.TestCase):
+    "Test which replies are kept"
+
+    def test_bounds(self):
+        "Test neither a long reply nor many short replies are kept"
+        smtp._recurring.cache_clear()
+        for text in [b'x' * (LENGTH + 1), b'x.example ' * 80000]:
+            reply = smtp._reply_of(b'250', text)
+            self.assertLessEqual(len(reply.text), LENGTH)
+        self.assertEqual(smtp._recurring.cache_info().currsize, 0)
+        for number in range(1000):
+            reply = smtp._reply_of(b'250', b'2.0.0 Ok: queued as %d' % number)
+        self.assertEqual(str(reply), '250 2.0.0 Ok: queued as 999')
+        self.assertLessEqual(smtp._recurring.cache_info().currsize, 100)
 
 
 class VerdictTestCase(unittest.TestCase):
