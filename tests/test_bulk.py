@@ -3,6 +3,7 @@
 """Many emails at once."""
 import datetime as dt
 import tracemalloc
+from contextlib import contextmanager
 from unittest.mock import patch
 
 from trytond.model import fields
@@ -28,6 +29,20 @@ COMPLETE = (
 def mails(count, **keywords):
     return [
         (FROM, f'r{i}@example.com', MESSAGE, keywords) for i in range(count)]
+
+
+@contextmanager
+def creating(note):
+    "Collect what ``note`` returns for the values of each INSERT"
+    EmailQueue, noted = Pool(DB_NAME).get('email.queue'), []
+    create = EmailQueue.create
+
+    def noting(vlist):
+        noted.append(note(vlist))
+        return create(vlist)
+
+    with patch.object(EmailQueue, 'create', noting):
+        yield noted
 
 
 class BulkTestCase(QueueTestCase):
@@ -100,33 +115,17 @@ class BulkTestCase(QueueTestCase):
 
     def test_statements(self):
         "Test there is one INSERT for each batch"
-        inserts = []
-        with self.transaction():
-            EmailQueue = Pool().get('email.queue')
-            create = EmailQueue.create
-            with patch.object(
-                    EmailQueue, 'create',
-                    lambda vlist: inserts.append(len(vlist))
-                    or create(vlist)):
-                EmailQueue.queue_mails(mails(8))
+        with creating(len) as inserts:
+            self.queue_mails(mails(8))
         self.assertEqual(inserts, [3, 3, 2])
 
     def test_columns(self):
         "Test all emails have the fields that one has, and others none"
-        created = []
-        with self.transaction():
-            EmailQueue = Pool().get('email.queue')
-            create = EmailQueue.create
-            with patch.object(
-                    EmailQueue, 'create',
-                    lambda vlist: created.append(
-                        [set(values) for values in vlist])
-                    or create(vlist)):
-                EmailQueue.queue_mails([
-                        (FROM, f'r{i}@example.com', MESSAGE, keywords)
-                        for i, keywords in enumerate([
-                                {}, {'resource': 'res.user,1'}, {}, {}])])
-        first, second = created
+        resource = {'resource': 'res.user,1'}
+        with creating(lambda vlist: list(map(set, vlist))) as inserts:
+            self.queue_mails([
+                    *mails(1), *mails(1, **resource), *mails(2)])
+        first, second = inserts
         self.assertEqual(len(set(map(frozenset, first))), 1)
         self.assertEqual(first[0] - second[0], {'resource'})
         self.assertEqual(
@@ -341,12 +340,7 @@ class BulkCapturedTestCase(QueueTestCase):
         """Test the number of INSERT and the order, with emails that fail among
         them
         """
-        sizes = []
-        EmailQueue = Pool(DB_NAME).get('email.queue')
-        create = EmailQueue.create
-        with patch.object(bulk, 'ROWS', 3), patch.object(
-                EmailQueue, 'create',
-                lambda vlist: sizes.append(len(vlist)) or create(vlist)):
+        with patch.object(bulk, 'ROWS', 3), creating(len) as sizes:
             with self.transaction():
                 for i in range(7):
                     send_message_transactional(
@@ -362,15 +356,11 @@ class BulkCapturedTestCase(QueueTestCase):
     def test_triggers(self):
         "Test no email about the queue itself fires a trigger"
         id_ = self.queue()
-        contexts = []
-        EmailQueue = Pool(DB_NAME).get('email.queue')
-        create = EmailQueue.create
-        with patch.object(
-                EmailQueue, 'create',
-                lambda vlist: contexts.append((
-                        len(vlist),
-                        Transaction().context.get('_no_trigger', False)))
-                or create(vlist)):
+
+        def note(vlist):
+            return len(vlist), Transaction().context.get('_no_trigger', False)
+
+        with creating(note) as contexts:
             with self.transaction():
                 for resource, to in [
                         (None, 'a@example.com'), (None, 'b@example.com'),
