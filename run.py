@@ -29,7 +29,7 @@ from .settings import Settings, server_uri, servers
 from .slot import BEAT_SECONDS, slot_numbers
 from .smtp import Outcome, Trouble, server_name
 from .store import Store, waiting_servers
-from .tools import forget, own_transaction
+from .tools import Thread, forget, own_transaction
 
 __all__ = ['in_trouble', 'run', 'send']
 logger = logging.getLogger(__name__)
@@ -226,9 +226,8 @@ def _side_by_side(Model, names, seconds, patience):
         for thread in threads:
             thread.start()
         for thread in threads:
-            while (thread.is_alive()
-                    and (seconds := end - time.monotonic()) > 0):
-                thread.join(min(seconds, BEAT_SECONDS))
+            while ((seconds := end - time.monotonic()) > 0
+                    and not thread.wait(min(seconds, BEAT_SECONDS))):
                 caller.touch()
     except BaseException:
         for thread in threads:
@@ -240,7 +239,7 @@ def _side_by_side(Model, names, seconds, patience):
     return [thread.error for thread in ended if thread.error]
 
 
-class _ServerThread(threading.Thread):
+class _ServerThread(Thread):
     """The thread of a run for one of several servers.
 
     It is no daemon, so that the interpreter waits until the outcomes are
@@ -248,7 +247,7 @@ class _ServerThread(threading.Thread):
     """
 
     def __init__(self, Model, server, deadline):
-        super().__init__(name=f'email_queue {server}')
+        super().__init__(name=f'email_queue {server}', target=self._send)
         transaction = Transaction()
         self.deadline = deadline
         self.error = None
@@ -259,7 +258,7 @@ class _ServerThread(threading.Thread):
         self._is_over = self._is_left = False
         self._lock = threading.Lock()
 
-    def run(self):
+    def _send(self):
         try:
             with self._transaction():
                 _send_due(self._Model, self._server, self.deadline)

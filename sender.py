@@ -25,6 +25,7 @@ from .recorder import Gate, Recorder, insist
 from .replies import LOGIN, RATE, SESSION
 from .slot import BEAT_SECONDS
 from .store import CRASHES_ALONE
+from .tools import Thread
 
 __all__ = ['Sender', 'log_row']
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Sender:
             first=bool(known.refused_logins))
         self._accepted_count = 0
         self._threads = [
-            threading.Thread(target=self._serve, daemon=True)
+            Thread(target=self._serve, daemon=True)
             for _ in range(settings.connections)]
 
     def drain(self):
@@ -211,7 +212,7 @@ class Sender:
     def _check_threads(self):
         # The row of a dead thread stays in the state sending, and is recovered
         # like the rows of a dead sender
-        if not all(t.is_alive() for t in self._threads):
+        if any(t.wait(0) for t in self._threads):
             raise RuntimeError("a thread of the sender has died")
 
     def _settle(self, pairs):
@@ -339,8 +340,7 @@ class Sender:
 
     def _join(self):
         for thread in self._threads:
-            while thread.is_alive():
-                thread.join(BEAT_SECONDS)
+            while not thread.wait(BEAT_SECONDS):
                 self._keep_slot()
 
     def _give_back(self):

@@ -1,10 +1,11 @@
 # This file is part of email_queue.  The COPYRIGHT file at the top level of
 # this repository contains the full copyright notices and license terms.
-"""What several files need of SQL, clocks and transactions.
+"""What several files need of SQL, clocks, threads and transactions.
 
 This file knows nothing of emails and imports no other file of the module.
 """
 import datetime as dt
+import threading
 from contextlib import contextmanager, nullcontext
 
 from sql import For, Select
@@ -14,8 +15,33 @@ from trytond import backend
 from trytond.transaction import Transaction, without_check_access
 
 __all__ = [
-    'Tuple', 'database_time', 'forget', 'locking', 'moment',
+    'Thread', 'Tuple', 'database_time', 'forget', 'locking', 'moment',
     'own_transaction', 'utc_now']
+
+
+class Thread(threading.Thread):
+    """A thread whose end can be waited for in spite of signals.
+
+    An interrupted ``join`` lets Python 3.11 take a living thread for ended, so
+    that neither the caller nor the interpreter waits for it any more.
+    """
+
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        self._ended = threading.Event()
+
+    def run(self):
+        try:
+            super().run()
+        finally:
+            self._ended.set()
+
+    def wait(self, seconds):
+        """Wait for so many seconds, and return whether the thread has ended.
+
+        A thread that was never started counts as ended.
+        """
+        return self.ident is None or self._ended.wait(seconds)
 
 
 class Tuple(Function):

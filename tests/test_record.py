@@ -26,6 +26,7 @@ from trytond.transaction import Transaction
 
 from .. import recorder, run, sender, slot, smtp, store
 from ..exceptions import EmailQueueError, RecordError
+from ..tools import Thread
 from .partition import Wire
 from .postgresql import bin_directory
 from .processes import ProcessTestCase, Senders
@@ -616,6 +617,22 @@ class InterruptTestCase(RecordTestCase):
                         os.kill(pid, signal.SIGINT)
                     senders.join(pid)
                     self.assertEqual(self.unrecorded(0), 0)
+
+    def test_thread(self):
+        "An interrupted wait does not take a living thread for ended"
+        release = threading.Event()
+        thread = Thread(target=release.wait, daemon=True)
+        self.assertTrue(thread.wait(0))
+        thread.start()
+        self.addCleanup(
+            signal.signal, signal.SIGALRM,
+            signal.signal(signal.SIGALRM, signal.default_int_handler))
+        signal.setitimer(signal.ITIMER_REAL, .01)
+        with self.assertRaises(KeyboardInterrupt):
+            thread.wait(10)
+        self.assertFalse(thread.wait(0))
+        release.set()
+        self.assertTrue(thread.wait(10))
 
     def test_errors(self):
         # The sender is in this process
