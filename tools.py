@@ -41,7 +41,13 @@ class Thread(threading.Thread):
 
         A thread that was never started counts as ended.
         """
-        return self.ident is None or self._ended.wait(seconds)
+        if self.ident is None:
+            return True
+        if not self._ended.wait(seconds):
+            return False
+        # An interrupt does no harm any more, because the work is done
+        self.join()
+        return True
 
 
 class Tuple(Function):

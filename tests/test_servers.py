@@ -414,12 +414,12 @@ class HangTestCase(ServersTestCase):
         class Interrupt(BaseException):
             pass
 
-        def join(drain, timeout):
+        def wait(drain, seconds):
             self.marketing.wait_for(5)
             raise Interrupt
 
         with configured(run_time=50, rate_marketing=600), \
-                patch.object(run._ServerThread, 'join', join), \
+                patch.object(run._ServerThread, 'wait', wait), \
                 self.assertRaises(Interrupt):
             self.send_all()
         for drain in self.drains():
